@@ -1,0 +1,96 @@
+"""The coordinator actor: runs the asynchronous loop over generator and learner actors.
+
+A thin shell around `flow.loop`. Invariant: `status` and `stop` answer while the loop runs, from a concurrency group of their
+own. One per run, made by the supervisor; it dies with its driver.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+
+from actors.handles import RayGenerator, RayLearner
+from medvista_ray.config import TrainConfig
+from medvista_ray.flow.loop import LoopSettings, TrainingLoop
+from medvista_ray.flow.recorder import MetricsRecorder, tensorboard_writer
+from medvista_ray.reports.trajectory import TrajectoryLog
+from medvista_ray.types import Group, Task
+
+ARM = "train"
+"""Under which the trajectory log keeps training episodes."""
+
+
+@ray.remote(concurrency_groups={"control": 4}, num_cpus=0)
+class CoordinatorActor:
+    """Drives one run: checkpoints, metrics.jsonl, tensorboard/ and episodes/ go to `run_dir`."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        tasks: Sequence[Task],
+        generators: Mapping[str, ActorHandle],
+        learner: ActorHandle,
+        run_dir: str,
+        first_version: int = 1,
+        resume: dict[str, Any] | None = None,
+    ) -> None:
+        """`generators` by name. `first_version` names the learner's present weights: above any version published so far.
+        `resume`: the extra state of the checkpoint that the learner has loaded; its version then counts."""
+        logging.basicConfig(level=logging.INFO)
+        folder = Path(run_dir)
+        self._log = TrajectoryLog(folder / "episodes")
+        self._loop = TrainingLoop(
+            LoopSettings.of(config, folder / "checkpoints", first_version),
+            tasks,
+            [RayGenerator(name, actor) for name, actor in generators.items()],
+            RayLearner(learner),
+            MetricsRecorder(folder, tensorboard_writer(folder / "tensorboard")),
+            self._log_group,
+        )
+        if resume is not None:
+            self._loop.restore(resume)
+        self._events: asyncio.AbstractEventLoop | None = None
+
+    def __repr__(self) -> str:
+        return "Coordinator"
+
+    async def run(self, num_steps: int) -> dict[str, Any]:
+        """Train until `num_steps` steps are done in all, or `stop`. Returns the final `status`.
+
+        Raises StarvationError, GeneratorDiedError (none left), InvariantError, or what the learner raised.
+        """
+        self._events = asyncio.get_running_loop()
+        try:
+            return await self._loop.run(num_steps)
+        finally:
+            self._log.close()
+
+    @ray.method(concurrency_group="control")
+    async def status(self) -> dict[str, Any]:
+        """Where the run stands (see `TrainingLoop.status`)."""
+        return self._loop.status()
+
+    @ray.method(concurrency_group="control")
+    async def records(self, after_step: int = 0) -> list[dict[str, float]]:
+        """The latest steps' metrics whose step is above `after_step`."""
+        return [record for record in self._loop.recent() if record["step"] > after_step]
+
+    @ray.method(concurrency_group="control")
+    async def stop(self) -> None:
+        """Finish the step in progress, write a checkpoint, and let `run` return."""
+        # The control group has an event loop of its own.
+        if self._events is None:
+            self._loop.stop()
+        else:
+            self._events.call_soon_threadsafe(self._loop.stop)
+
+    def _log_group(self, group: Group, outcome: str, step: int) -> None:
+        """Called in a thread, with every group that was trained, filtered or failed."""
+        for episode in group.episodes:
+            self._log.append(episode, arm=ARM, step=step)

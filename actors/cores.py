@@ -1,0 +1,39 @@
+"""Which CPU cores the learner may use: those that no engine is bound to, if there are any.
+
+An engine binds its worker to the cores of VLLM_CPU_OMP_THREADS_BIND; a learner on the same core would halve both.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from medvista_ray.config import GeneratorConfig
+
+
+def engine_cores(config: GeneratorConfig) -> set[int]:
+    """Cores that the engines are bound to: `cpu_cores`, else one each from core 0; none if they run on GPUs."""
+    if config.num_gpus > 0:
+        return set()
+    if not config.cpu_cores:
+        return set(range(config.num_generators))
+    return {core for entry in config.cpu_cores for part in entry.replace("|", ",").split(",") for core in _range(part)}
+
+
+def stay_off_engine_cores(config: GeneratorConfig) -> list[int]:
+    """Bind every thread of this process to the other cores and return them; without any, change nothing."""
+    allowed = os.sched_getaffinity(0)
+    free = allowed - engine_cores(config)
+    if not free:
+        return sorted(allowed)
+    for thread in Path("/proc/self/task").iterdir():
+        # A thread may end in between.
+        if thread.exists():
+            os.sched_setaffinity(int(thread.name), free)
+    return sorted(free)
+
+
+def _range(part: str) -> range:
+    """Cores of "3" or "0-3"; none of "auto" or "nobind"."""
+    first, _, last = part.strip().partition("-")
+    return range(int(first), int(last or first) + 1) if first.isdigit() else range(0)

@@ -1,0 +1,104 @@
+"""The learner actor: owns the weights, trains them, publishes every version.
+
+A thin shell around trainers.sft, trainers.grpo, trainers.checkpoint and a weight transport. Invariants: one call changes the
+weights at a time; `stats` answers meanwhile. Called by the driver (cold start, resume) and the coordinator (the loop).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+
+from actors.cores import stay_off_engine_cores
+from medvista_ray.config import TrainConfig
+from medvista_ray.models.policy import Policy, load_policy, trainable_parameters
+from medvista_ray.rollout.chat import banned_token_ids
+from medvista_ray.types import Episode, Group
+from medvista_ray.weights.transport import TRANSPORTS, Publisher
+from trainers.checkpoint import load_checkpoint, save_checkpoint, save_policy
+from trainers.grpo import GrpoTrainer
+from trainers.sft import run_sft
+
+TRANSPORT = "shared_memory"
+
+
+@ray.remote(concurrency_groups={"control": 2})
+class LearnerActor:
+    """One learner process."""
+
+    def __init__(self, config: TrainConfig, model_folder: str, run_id: str) -> None:
+        """`model_folder`: the base policy. `run_id` names what the transport leaves on the machine."""
+        self._cores = stay_off_engine_cores(config.generator)
+        torch.set_num_threads(config.learner.num_threads)
+        torch.manual_seed(config.seed)
+        self._config = config
+        self._policy: Policy = load_policy(Path(model_folder), torch.float32)
+        self._publisher: Publisher = TRANSPORTS.load(TRANSPORT)(run_id)
+        self._trainer: GrpoTrainer | None = None
+        self._progress: dict[str, Any] = {"doing": "idle"}
+
+    def __repr__(self) -> str:
+        return "Learner"
+
+    def ready(self) -> dict[str, Any]:
+        """Answers once the policy is loaded: process id, cores and number of weights."""
+        num_weights = sum(weight.numel() for weight in self._policy.model.parameters())
+        return {"pid": os.getpid(), "cores": self._cores, "num_weights": num_weights}
+
+    def sft(self, episodes: Sequence[Episode]) -> list[dict[str, float]]:
+        """Cold start on the expert's episodes; the metrics of each update. Call it before the first `train`."""
+        return run_sft(
+            self._policy,
+            episodes,
+            self._config.sft,
+            self._config.learner,
+            self._note_progress,
+            seed=self._config.seed,
+            banned=banned_token_ids(self._policy.tokenizer),
+            train_vision=self._config.policy.train_vision,
+            tokens_per_microbatch=self._config.grpo.tokens_per_microbatch,
+        )
+
+    def train(self, groups: list[Group]) -> dict[str, float]:
+        """One GRPO step on whole groups; its metrics."""
+        return self._grpo().step(groups)
+
+    def publish(self, version: int) -> str:
+        """Publish the trainable weights as `version`; the manifest as JSON."""
+        weights = trainable_parameters(self._policy, self._config.policy.train_vision)
+        return self._publisher.publish(weights.items(), version).model_dump_json()
+
+    def save(self, path: str, extra: dict[str, Any]) -> None:
+        """Write a checkpoint with `extra` (plain JSON values) in it, atomically."""
+        save_checkpoint(Path(path), self._policy, self._grpo(), extra)
+
+    def load(self, path: str) -> dict[str, Any]:
+        """Restore a checkpoint; its `extra`. Raises RunFolderError."""
+        return load_checkpoint(Path(path), self._policy, self._grpo())
+
+    def save_policy(self, path: str) -> None:
+        """Write the weights alone, as a Hugging Face folder."""
+        save_policy(Path(path), self._policy)
+
+    @ray.method(concurrency_group="control")
+    def stats(self) -> dict[str, Any]:
+        """Progress of a cold start, number of updates; answers while the learner works."""
+        return {"num_updates": self._trainer.num_updates if self._trainer else 0, **self._progress}
+
+    def close(self) -> None:
+        """Remove the published versions from the machine."""
+        self._publisher.close()
+
+    def _grpo(self) -> GrpoTrainer:
+        """Made at first use, after the cold start: the reference policy of a KL term is the policy then."""
+        if self._trainer is None:
+            self._trainer = GrpoTrainer(self._policy, self._config)
+        return self._trainer
+
+    def _note_progress(self, num_done: int, num_total: int, metrics: dict[str, float]) -> None:
+        self._progress = {"doing": "sft", "num_done": num_done, "num_total": num_total, "last": metrics}

@@ -1,0 +1,16 @@
+"""Names of the actors, as the dashboard and the log show them. One Ray namespace per run keeps runs apart."""
+
+from __future__ import annotations
+
+LEARNER = "learner"
+COORDINATOR = "coordinator"
+
+
+def generator(index: int) -> str:
+    """Name of the generator actor number `index`, from 0."""
+    return f"generator-{index}"
+
+
+def namespace(run_name: str) -> str:
+    """Ray namespace of a run."""
+    return f"medvista/{run_name}"

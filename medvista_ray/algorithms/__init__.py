@@ -1,0 +1,1 @@
+"""Advantages, losses and off-policy corrections in pure torch, one per file."""

@@ -1,0 +1,90 @@
+"""The `medvista-ray` command: thin sub-commands over the library's own functions, and the only module that prints.
+
+Each sub-command imports what it needs when it runs, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from medvista_ray import __version__, evaluate, train
+from medvista_ray.command_line import exit_code
+from medvista_ray.errors import RunFolderError
+
+SUMMARY_NAME = "summary.json"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse `argv` and run its sub-command; the process's exit code (2 for a user's mistake)."""
+    args = _parser().parse_args(argv)
+    return exit_code(lambda: args.run(args))
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(prog="medvista-ray", description="Train policies that think with medical images.")
+    parser.add_argument("--version", action="version", version=f"medvista-ray {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    training = commands.add_parser("train", help="train a policy: python -m medvista_ray.train")
+    train.add_options(training)
+    training.set_defaults(run=train.run)
+    evaluation = commands.add_parser("evaluate", help="score a run's policies: python -m medvista_ray.evaluate")
+    evaluate.add_options(evaluation)
+    evaluation.set_defaults(run=evaluate.run)
+    summary = commands.add_parser("summary", help="print the summary of a run")
+    summary.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    summary.set_defaults(run=_print_summary)
+    assets = commands.add_parser("assets", help="the real images, weights and texts that packages carry")
+    _add_asset_commands(assets)
+    return parser
+
+
+def _add_asset_commands(parser: ArgumentParser) -> None:
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    actions: dict[str, tuple[str, Callable[[Namespace], None]]] = {
+        "fetch": ("download, check and unpack what is missing", _fetch_assets),
+        "list": ("name, state, licence and credit of each", _list_assets),
+        "verify": ("check every unpacked file", _verify_assets),
+    }
+    for name, (text, run) in actions.items():
+        command = commands.add_parser(name, help=text)
+        if name == "fetch":
+            command.add_argument("names", nargs="*", metavar="NAME", help="default: all")
+        command.set_defaults(run=run)
+
+
+def _print_summary(args: Namespace) -> None:
+    path: Path = args.run_dir / SUMMARY_NAME
+    try:
+        summary = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise RunFolderError(f"run folder {str(args.run_dir)!r} has no {SUMMARY_NAME}: no run ended there") from error
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"{str(path)!r} cannot be read: {error}") from error
+    print(json.dumps(summary, indent=2))
+
+
+def _fetch_assets(args: Namespace) -> None:
+    from medvista_ray import assets
+
+    assets.fetch(args.names or None, progress=print)
+
+
+def _list_assets(args: Namespace) -> None:
+    from medvista_ray import assets
+
+    for asset in assets.catalog():
+        print(asset)
+
+
+def _verify_assets(args: Namespace) -> None:
+    from medvista_ray import assets
+
+    assets.verify()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

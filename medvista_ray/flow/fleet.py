@@ -1,0 +1,217 @@
+"""The generators: which one works on what, which version each serves, and how a broken one comes back.
+
+Invariants: a generator gets work only after it has completely loaded a published version; its versions only grow while
+it lives; loads run one after another per generator and never stop its work; one death is handled once, however many of its
+groups report it. Called by `flow.loop`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from medvista_ray.errors import GeneratorDiedError, InvariantError, WeightUpdateError
+from medvista_ray.flow.background import Background
+from medvista_ray.flow.health import RestartPolicy
+from medvista_ray.flow.protocols import Generator
+from medvista_ray.flow.timing import Occupancy
+from medvista_ray.types import Group, Task
+
+log = logging.getLogger(__name__)
+
+NOTHING_LOADED = -1
+MAX_LOAD_ATTEMPTS = 3
+"""Failed loads in a row before the generator is restarted."""
+BUSY = frozenset({"generating"})
+"""Activities of a generator that count as work."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds on every wait, in seconds."""
+
+    ready_s: float = 300.0
+    load_s: float = 120.0
+    group_s: float = 900.0
+    learner_s: float = 3600.0
+
+
+@dataclass(eq=False)
+class Slot:
+    """One generator as the loop sees it."""
+
+    generator: Generator
+    occupancy: Occupancy
+    policy: RestartPolicy = field(default_factory=RestartPolicy)
+    version: int = NOTHING_LOADED
+    """Last version it completely loaded."""
+    life: int = 0
+    """Grows with every fault, so that the same fault is handled once."""
+    usable: bool = False
+    lost: bool = False
+    loading: bool = False
+    num_groups: int = 0
+
+
+class Fleet:
+    """All generators. `on_change` is called whenever one may take work again."""
+
+    def __init__(
+        self,
+        generators: Sequence[Generator],
+        background: Background,
+        clock: Callable[[], float],
+        on_change: Callable[[], None],
+        limits: Limits,
+    ) -> None:
+        self._background = background
+        self._clock = clock
+        self._on_change = on_change
+        self._limits = limits
+        self._manifest, self._target = "", NOTHING_LOADED
+        self.slots = [Slot(generator, Occupancy("starting", clock())) for generator in generators]
+        self.load_seconds: list[dict[str, float]] = []
+        """What every load reported: seconds by phase."""
+        self._num_taken = 0
+
+    async def start(self, manifest: str, version: int) -> None:
+        """Wait until every generator serves `version`. Raises what the first broken one raises."""
+        self._manifest, self._target = manifest, version
+        await asyncio.gather(*(self._bring_up(slot) for slot in self.slots))
+        self._on_change()
+
+    def publish(self, manifest: str, version: int) -> None:
+        """A new version exists: every generator loads it while it works; one that is still loading skips to it."""
+        if version <= self._target:
+            raise InvariantError(f"version {version} published after {self._target}")
+        self._manifest, self._target = manifest, version
+        for slot in self.slots:
+            if slot.usable and not slot.loading:
+                self._background.start(self._load_in_flight(slot, slot.life))
+
+    def pick(self, capacity: Callable[[int], int]) -> Slot | None:
+        """The least-loaded generator whose version leaves `capacity`, or None."""
+        for slot in sorted(self.slots, key=lambda s: s.num_groups):
+            if slot.usable and capacity(slot.version) > 0:
+                return slot
+        return None
+
+    def reserve(self, slot: Slot) -> int:
+        """Count a group on `slot` from now on. Returns the slot's life, for `run_group`."""
+        slot.num_groups += 1
+        return slot.life
+
+    async def run_group(self, slot: Slot, life: int, group_id: int, task: Task, group_size: int) -> Group | None:
+        """Run a reserved group; None if the generator died, hung or failed, whose recovery is then under way."""
+        try:
+            if slot.life != life:
+                return None
+            call = slot.generator.run_group(group_id, task, group_size)
+            group = await asyncio.wait_for(call, self._limits.group_s)
+        except Exception as error:  # fault boundary: whatever breaks a generator, its groups go elsewhere
+            self._fault(slot, life, error)
+            return None
+        finally:
+            slot.num_groups -= 1
+        slot.policy.on_success()
+        return group
+
+    def settle(self) -> None:
+        """Account for what every generator does now."""
+        now_s = self._clock()
+        for slot in self.slots:
+            slot.occupancy.enter(_activity(slot, self._target), now_s)
+
+    def take_new_loads(self) -> list[dict[str, float]]:
+        """What the loads since the last call reported."""
+        new = self.load_seconds[self._num_taken :]
+        self._num_taken = len(self.load_seconds)
+        return new
+
+    def idle_fraction(self) -> float:
+        """Mean over the generators of the share of time without a group, 0..1."""
+        now_s = self._clock()
+        return sum(slot.occupancy.idle_fraction(BUSY, now_s) for slot in self.slots) / len(self.slots)
+
+    async def _bring_up(self, slot: Slot) -> None:
+        """Wait for the engine and load the newest version, however often a newer one appears."""
+        slot.version, life = NOTHING_LOADED, slot.life
+        await asyncio.wait_for(slot.generator.ready(), self._limits.ready_s)
+        num_failed = 0
+        while slot.version < self._target:
+            try:
+                await self._load(slot, life)
+            except WeightUpdateError:
+                num_failed += 1
+                if num_failed == MAX_LOAD_ATTEMPTS:
+                    raise
+        slot.usable = True
+
+    async def _load(self, slot: Slot, life: int) -> None:
+        manifest, version = self._manifest, self._target
+        if version <= slot.version:
+            raise InvariantError(f"{slot.generator.name} would go from version {slot.version} to {version}")
+        seconds = await asyncio.wait_for(slot.generator.load_version(manifest), self._limits.load_s)
+        if slot.life != life:
+            raise GeneratorDiedError(f"{slot.generator.name} was replaced while it loaded version {version}")
+        slot.version = version
+        self.load_seconds.append(seconds)
+
+    async def _load_in_flight(self, slot: Slot, life: int) -> None:
+        slot.loading = True
+        num_failed = 0
+        try:
+            while slot.version < self._target and slot.life == life:
+                try:
+                    await self._load(slot, life)
+                except InvariantError:
+                    raise
+                except Exception as error:  # fault boundary: the old version serves on, or the generator is replaced
+                    num_failed += 1
+                    if isinstance(error, GeneratorDiedError) or num_failed == MAX_LOAD_ATTEMPTS:
+                        self._fault(slot, life, error)
+                    else:
+                        log.warning("%s keeps version %d, load failed: %s", slot.generator.name, slot.version, error)
+                self._on_change()
+        finally:
+            slot.loading = False
+
+    def _fault(self, slot: Slot, life: int, error: BaseException) -> None:
+        if slot.life != life or slot.lost:
+            return
+        slot.life += 1
+        slot.usable = False
+        log.warning("%s broke with %d groups in flight: %r; recovering", slot.generator.name, slot.num_groups, error)
+        self._background.start(self._recover(slot, error))
+        self._on_change()
+
+    async def _recover(self, slot: Slot, error: BaseException) -> None:
+        while (delay_s := slot.policy.on_fault()) is not None:
+            await asyncio.sleep(delay_s)
+            try:
+                if not isinstance(error, GeneratorDiedError):
+                    await slot.generator.restart()
+                await self._bring_up(slot)
+            except Exception as again:  # fault boundary: the next attempt, or giving up, follows
+                log.warning("%s is not back yet: %r", slot.generator.name, again)
+                error = again
+            else:
+                log.warning("%s is back and serves version %d", slot.generator.name, slot.version)
+                self._on_change()
+                return
+        slot.lost = True
+        log.error("%s is given up after %d faults: %r", slot.generator.name, slot.policy.num_faults, error)
+        if all(s.lost for s in self.slots):
+            raise GeneratorDiedError(f"no generator is left; the last one failed with {error!r}") from error
+
+
+def _activity(slot: Slot, target: int) -> str:
+    if slot.lost:
+        return "lost"
+    if not slot.usable:
+        return "recovering"
+    if slot.num_groups:
+        return "generating"
+    return "waiting_for_weights" if slot.version < target else "waiting_for_learner"

@@ -1,0 +1,110 @@
+"""Log-probabilities of the tokens an engine sampled, with gradients, as cheaply as they can be had.
+
+Owns the learner's forward. Invariants: the softmax runs over the allowed tokens at the sampling temperature, as in the
+engine; each distinct picture is encoded once and its features reach every place that shows it; logits exist only for
+sampled positions. Called by trainers.
+
+Shapes: B rows, L padded length, N sampled tokens of the micro-batch (row-major), H hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from medvista_ray.models.batching import Batch
+from medvista_ray.models.policy import Policy
+
+MAX_LOGITS = 2**27
+"""Logits kept at once (512 MiB in fp32); beyond it, rows are chunked and recomputed in the backward pass."""
+
+
+@dataclass(frozen=True)
+class SampledLogprobs:
+    """Of the N sampled tokens, in order of `batch.loss_mask.nonzero()`."""
+
+    values: torch.Tensor
+    """[N] float32 log-probabilities, with gradients."""
+    entropy: torch.Tensor
+    """[N] float32 entropy (nats) of the distribution each token was drawn from, without gradients."""
+
+
+def token_logprobs(policy: Policy, batch: Batch, temperature: float, banned: Sequence[int] = ()) -> torch.Tensor:
+    """[B, L] float32: log-probability of each sampled token given all before it, 0 elsewhere (see `sampled_logprobs`)."""
+    values = sampled_logprobs(policy, batch, temperature, banned).values
+    dense = torch.zeros(batch.loss_mask.shape, dtype=torch.float32, device=values.device)
+    return dense.masked_scatter(batch.loss_mask, values)
+
+
+def sampled_logprobs(policy: Policy, batch: Batch, temperature: float, banned: Sequence[int] = ()) -> SampledLogprobs:
+    """Log-probabilities (and entropies) of the sampled tokens, under softmax(logits / temperature) over all tokens but
+    `banned`: what vLLM reports as `processed_logprobs` with the same temperature and allowed tokens.
+    """
+    hidden = hidden_states(policy, batch)
+    # The state at position t - 1 predicts token t.
+    rows = hidden[:, :-1][batch.loss_mask[:, 1:]]
+    targets = batch.token_ids[batch.loss_mask]
+    bias = _ban(policy, banned, hidden.device)
+    head = policy.model.lm_head
+    chunk = max(1, MAX_LOGITS // head.weight.shape[0])
+    if len(rows) <= chunk:
+        return SampledLogprobs(*_score(head, rows, targets, bias, temperature))
+    parts = [
+        checkpoint(_score, head, *part, bias, temperature, use_reentrant=False)
+        for part in zip(rows.split(chunk), targets.split(chunk), strict=True)
+    ]
+    values, entropy = zip(*parts, strict=True)
+    return SampledLogprobs(torch.cat(values), torch.cat(entropy))
+
+
+def hidden_states(policy: Policy, batch: Batch) -> torch.Tensor:
+    """[B, L, H] last hidden states. Padding is on the right, so plain causal attention is right without a mask."""
+    arguments: dict[str, Any] = {"input_ids": batch.token_ids, "use_cache": False}
+    if batch.pixels:
+        arguments["mm_encoder_outputs"] = {"image": _encode_images(policy, batch)}
+        if "image_grid_thw" in batch.pixels:
+            arguments["image_grid_thw"] = batch.pixels["image_grid_thw"][batch.image_index]
+            arguments["mm_token_type_ids"] = (batch.token_ids == policy.image_token_id).int()
+    return policy.model.model(**arguments).last_hidden_state
+
+
+def _encode_images(policy: Policy, batch: Batch) -> Any:
+    """The vision tower's output with one entry per placeholder run, made from one pass over the distinct pictures."""
+    outputs = policy.model.get_image_features(**batch.pixels, return_dict=True)
+    outputs.pooler_output = _repeat(outputs.pooler_output, batch.image_index)
+    deepstack = getattr(outputs, "deepstack_features", None)
+    if deepstack is not None:
+        outputs.deepstack_features = [_repeat(level, batch.image_index) for level in deepstack]
+    return outputs
+
+
+def _repeat(features: Any, index: torch.Tensor) -> Any:
+    """Entry `index[p]` for each p: of a tensor [D, T, H], or of D tensors with different lengths."""
+    if isinstance(features, torch.Tensor):
+        return features.index_select(0, index)
+    return tuple(features[place] for place in index.tolist())
+
+
+def _ban(policy: Policy, banned: Sequence[int], device: torch.device) -> torch.Tensor:
+    """[V] 0, or minus infinity for banned tokens."""
+    bias = torch.zeros(policy.model.lm_head.weight.shape[0], device=device)
+    bias[list(banned)] = float("-inf")
+    return bias
+
+
+def _score(
+    head: torch.nn.Module, rows: torch.Tensor, targets: torch.Tensor, bias: torch.Tensor, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities and entropies, both [N] float32, of hidden states [N, H]."""
+    logits = head(rows).float() / temperature + bias
+    normaliser = logits.logsumexp(dim=-1)
+    values = logits.gather(-1, targets[:, None])[:, 0] - normaliser
+    with torch.no_grad():
+        # sum of p * log p, where a banned token's 0 * -inf counts as 0.
+        probabilities = (logits - normaliser[:, None]).exp_()
+        entropy = normaliser - (probabilities * logits.masked_fill(bias.isinf(), 0.0)).sum(-1)
+    return values, entropy

@@ -1,0 +1,29 @@
+"""The system prompt, made from the tools' own schemas, so that what is said is what is checked.
+
+Invariant: it depends on nothing but the tools on offer and the budget; equal inputs give equal text (and a shared
+prefix cache). Kept compact on purpose: about 20 tokens a tool. Called by the rollout loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from medvista_ray.tools.base import Tool
+
+_ANSWER_FORM = "<think>...</think><answer>...</answer>"
+_CALL_FORM = '<think>...</think><tool_call>{"name": "...", "arguments": {...}}</tool_call>'
+
+
+def system_prompt(specs: Sequence[type[Tool]], max_calls: int) -> str:
+    """What the policy is told first. No `specs`: only to think and to answer."""
+    if not specs:
+        return f"Think, then answer: {_ANSWER_FORM}"
+    lines = [
+        f"Think, then call one tool: {_CALL_FORM}",
+        f"or answer: {_ANSWER_FORM}",
+        f"At most {max_calls} calls. Boxes are [x0, y0, x1, y1], integers 0..1000. Tools:",
+        *(spec.signature() for spec in specs),
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""The agent loop: generate, parse, call the tool, observe; token-in token-out, over protocols only."""

@@ -1,0 +1,325 @@
+"""vLLM as the rollout's engine: one model, continuous batching, weights replaced while requests are in flight.
+
+Invariants:
+- a request is admitted only when a version is completely loaded: `generate` waits while one is being loaded, and an update that fails
+  leaves the version before it in place;
+- `Completion.versions` says of each token which version sampled it;
+- a cached prefix is never reused across versions (`cache_salt`), nor is a cached image if the vision tower is trained.
+
+What a request in flight keeps across an update is its own KV cache, computed by the version before: cheap, and what the recorded
+log-probs truly describe, but a learner that recomputes those tokens under one version sees them differ. `recompute_on_update`
+drops it instead, so that every token's log-prob is that of its version alone; the price is one prefill of each running request.
+
+Called by the generator actor and by tests; importing this module does not import vLLM.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from medvista_ray.errors import InvariantError, MedVistaError, WeightUpdateError
+from medvista_ray.rollout.engine import Completion, Prompt, Sampling
+from medvista_ray.rollout.vllm_settings import EngineSettings, cpu_environment, engine_args, split_stops
+from medvista_ray.weights.manifest import Manifest
+from medvista_ray.weights.vllm_plugin import register
+
+if TYPE_CHECKING:
+    from vllm import SamplingParams
+    from vllm.outputs import RequestOutput
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class UpdateTimes:
+    """What a weight update cost."""
+
+    pause_s: float
+    """From the pause's request to the resume's end: no token was sampled meanwhile."""
+    update_s: float
+    """Of that, loading the weights."""
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """Counters since the start."""
+
+    version: int
+    num_running: int
+    num_requests: int
+    num_tokens: int
+    """Sampled tokens."""
+    num_cached_tokens: int
+    """Prompt tokens that the prefix cache held."""
+    num_prompt_tokens: int
+    num_updates: int
+    busy_s: float
+    """Time with a request in flight."""
+    up_s: float
+    """Time since the engine was ready."""
+
+
+class VllmEngine:
+    """An `Engine` over vLLM's AsyncLLM. Use from one event loop: `await start()`, then any number of `generate` at once."""
+
+    def __init__(self, settings: EngineSettings) -> None:
+        self.settings = settings
+        self._engine: AsyncLLM | None = None
+        self._good = str(settings.model)
+        self._version = settings.version
+        self._started = self._closed = False
+        self._open = asyncio.Event()
+        self._update = asyncio.Lock()
+        self._num_admitting = 0
+        self._admitted = asyncio.Condition()
+        self._ids = itertools.count()
+        self._counts = dict.fromkeys(("requests", "tokens", "cached", "prompt", "updates"), 0)
+        self._clock = _BusyClock()
+
+    @property
+    def version(self) -> int:
+        """The version that serves."""
+        return self._version
+
+    async def start(self) -> None:
+        """Start the engine's processes and load the model (20-40 s on a CPU). Serves `settings.version` afterwards."""
+        os.environ.update(cpu_environment(self.settings.cores))
+        from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        register()
+        self._engine = AsyncLLM.from_engine_args(engine_args(self.settings))
+        self._tokenizer = self._engine.get_tokenizer()
+        self._allowed = sorted(set(range(len(self._tokenizer))) - set(self.settings.banned))
+        self._stop_token_ids, self._stop_strings = split_stops(self._tokenizer.get_vocab(), self.settings.stops)
+        await self._engine.init_weight_transfer_engine(WeightTransferInitRequest({}))
+        await self._engine.update_weight_version(str(self._version))
+        self._clock.start()
+        self._started = True
+        self._open.set()
+
+    async def generate(self, prompt: Prompt, sampling: Sampling) -> Completion:
+        """Sample one turn. Waits while a version is being loaded; cancelling it aborts the request."""
+        collector = await self._admit(prompt, sampling)
+        with self._clock.request():
+            output: Any = None
+            try:
+                while output is None or not output.finished:
+                    output = collector.get_nowait() or await collector.get()
+            except asyncio.CancelledError:
+                await self._running().abort(collector.request_id, internal=True)
+                raise
+            finally:
+                collector.close()
+        return self._completion(output)
+
+    async def load_version(self, manifest: Manifest) -> UpdateTimes:
+        """Serve `manifest`'s weights from here on; running requests go on with them.
+
+        Raises WeightUpdateError if they cannot be loaded; the version before then keeps serving.
+        """
+        async with self._update:
+            await asyncio.to_thread(manifest.check)
+            begin = time.perf_counter()
+            async with self._paused():
+                paused = time.perf_counter()
+                await self._apply_or_restore(manifest)
+                update_s = time.perf_counter() - paused
+            self._counts["updates"] += 1
+            return UpdateTimes(pause_s=time.perf_counter() - begin, update_s=update_s)
+
+    def stats(self) -> EngineStats:
+        """Counters since the start."""
+        counts = self._counts
+        return EngineStats(
+            version=self._version,
+            num_running=self._clock.num_running,
+            num_requests=counts["requests"],
+            num_tokens=counts["tokens"],
+            num_cached_tokens=counts["cached"],
+            num_prompt_tokens=counts["prompt"],
+            num_updates=counts["updates"],
+            busy_s=self._clock.busy_s(),
+            up_s=self._clock.up_s(),
+        )
+
+    @property
+    def started(self) -> bool:
+        """Whether `start` has finished."""
+        return self._started
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the engine serves, or will once it is started. May be read from any thread."""
+        engine = self._engine
+        return not self._closed and (engine is None or not engine.errored)
+
+    def shutdown(self) -> None:
+        """Stop the engine's processes. Idempotent."""
+        self._closed = True
+        if self._engine is not None:
+            self._engine.shutdown()
+            self._engine = None
+
+    def _running(self) -> AsyncLLM:
+        if self._engine is None:
+            raise MedVistaError("the engine is not running: it was not started, was shut down, or lost its weights")
+        return self._engine
+
+    async def _admit(self, prompt: Prompt, sampling: Sampling) -> Any:
+        """Hand the request to vLLM under the version that serves: no update starts between the salt and the hand-over."""
+        await self._open.wait()
+        self._num_admitting += 1
+        try:
+            self._counts["requests"] += 1
+            return await self._running().add_request(
+                f"r{next(self._ids)}", self._engine_prompt(prompt), self._sampling_params(sampling)
+            )
+        finally:
+            self._num_admitting -= 1
+            async with self._admitted:
+                self._admitted.notify_all()
+
+    def _engine_prompt(self, prompt: Prompt) -> Any:
+        engine_prompt: dict[str, Any] = {"prompt_token_ids": prompt.token_ids, "cache_salt": f"v{self._version}"}
+        if prompt.images:
+            engine_prompt["multi_modal_data"] = {"image": [Image.fromarray(image) for image in prompt.images]}
+        return engine_prompt
+
+    def _sampling_params(self, sampling: Sampling) -> SamplingParams:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        return SamplingParams(
+            temperature=sampling.temperature,
+            max_tokens=sampling.max_tokens,
+            allowed_token_ids=self._allowed,
+            stop_token_ids=self._stop_token_ids,
+            stop=self._stop_strings,
+            include_stop_str_in_output=True,
+            detokenize=bool(self._stop_strings),
+            skip_special_tokens=False,
+            logprobs=0,
+            flat_logprobs=True,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+
+    def _completion(self, output: RequestOutput) -> Completion:
+        completion = output.outputs[0]
+        token_ids = list(completion.token_ids)
+        logprobs = np.asarray(completion.logprobs.logprobs, np.float32)  # pyright: ignore
+        if len(logprobs) != len(token_ids):
+            raise InvariantError(f"vLLM returned {len(logprobs)} log-probs for {len(token_ids)} tokens")
+        self._counts["tokens"] += len(token_ids)
+        self._counts["cached"] += output.num_cached_tokens or 0
+        self._counts["prompt"] += len(output.prompt_token_ids or ())
+        return Completion(
+            prompt_ids=list(output.prompt_token_ids or ()),
+            token_ids=token_ids,
+            logprobs=logprobs,
+            versions=_versions(completion.weight_versions or (), len(token_ids)),
+            text=completion.text if self._stop_strings else self._tokenizer.decode(token_ids),
+            stopped=completion.finish_reason == "stop",
+        )
+
+    @contextlib.asynccontextmanager
+    async def _paused(self) -> AsyncIterator[None]:
+        """No request is admitted and no token sampled inside. An engine without whole weights is not resumed."""
+        self._open.clear()
+        try:
+            async with self._admitted:
+                await self._admitted.wait_for(lambda: self._num_admitting == 0)
+            await self._running().pause_generation(mode="keep", clear_cache=False)
+            try:
+                yield
+            finally:
+                if self._engine is not None:
+                    await self._engine.resume_generation()
+        finally:
+            self._open.set()
+
+    async def _apply_or_restore(self, manifest: Manifest) -> None:
+        try:
+            await self._apply(manifest.path, manifest.version)
+            self._good = manifest.path
+        # Whatever the loader raises in the worker arrives as a bare Exception; the engine must not stay half-loaded.
+        except Exception as error:
+            await self._restore(error)
+            raise WeightUpdateError(f"version {manifest.version} was not loaded: {error}") from error
+
+    async def _restore(self, cause: Exception) -> None:
+        """Load the version before again, whole; if even that fails the engine is shut down, for it must not serve."""
+        logger.warning("weight update failed, version %d is loaded again: %s", self._version, cause)
+        try:
+            await self._apply(self._good, self._version)
+        except Exception as error:
+            self.shutdown()
+            raise WeightUpdateError(f"version {self._version} could not be restored: {error}") from cause
+
+    async def _apply(self, path: str, version: int) -> None:
+        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+
+        engine = self._running()
+        await engine.start_weight_update()
+        await engine.update_weights(WeightTransferUpdateRequest({"path": path}))
+        await engine.finish_weight_update(weight_version=str(version))
+        self._version = version
+        if self.settings.recompute_on_update:
+            await engine.reset_prefix_cache(reset_running_requests=True)
+        if self.settings.train_vision:
+            await engine.reset_encoder_cache()
+
+
+class _BusyClock:
+    """Sums the time in which at least one request is in flight."""
+
+    def __init__(self) -> None:
+        self.num_running = 0
+        self._busy_s = 0.0
+        self._since = 0.0
+        self._started: float | None = None
+
+    def start(self) -> None:
+        self._started = time.perf_counter()
+
+    @contextlib.contextmanager
+    def request(self) -> Iterator[None]:
+        if self.num_running == 0:
+            self._since = time.perf_counter()
+        self.num_running += 1
+        try:
+            yield
+        finally:
+            self.num_running -= 1
+            if self.num_running == 0:
+                self._busy_s += time.perf_counter() - self._since
+
+    def busy_s(self) -> float:
+        running = time.perf_counter() - self._since if self.num_running else 0.0
+        return self._busy_s + running
+
+    def up_s(self) -> float:
+        return time.perf_counter() - self._started if self._started is not None else 0.0
+
+
+def _versions(spans: Any, num_tokens: int) -> NDArray[np.int32]:
+    """[num_tokens] from vLLM's spans. Raises InvariantError if a token has no version."""
+    versions = np.full(num_tokens, -1, np.int32)
+    for span in spans:
+        versions[span.start : span.end] = int(span.version)
+    if (versions < 0).any():
+        raise InvariantError(f"vLLM named no weight version for {int((versions < 0).sum())} of {num_tokens} tokens")
+    return versions

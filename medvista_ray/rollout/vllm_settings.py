@@ -1,0 +1,125 @@
+"""What a vLLM engine is started with: the settings we choose, vLLM's arguments, the environment of its processes.
+
+Invariant: importing this module imports neither vLLM nor torch, and `cpu_environment` is applied before vLLM is imported (vLLM
+reads it then). Called by `rollout.vllm_engine` and by whoever makes one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medvista_ray.config import TrainConfig
+from medvista_ray.protocol import STOP_STRINGS
+from medvista_ray.rollout.chat import END, banned_token_ids
+from medvista_ray.weights.vllm_plugin import BACKEND, ENGINE_CORES, WORKER_EXTENSION, parse_cores
+
+if TYPE_CHECKING:
+    from medvista_ray.models.policy import PolicyInputs
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSettings:
+    """One engine."""
+
+    model: Path
+    """A Hugging Face folder."""
+    banned: tuple[int, ...] = ()
+    """Token ids that may never be sampled: picture, start and padding tokens."""
+    stops: tuple[str, ...] = STOP_STRINGS
+    """Generation stops behind any of these."""
+    version: int = 0
+    """The version that the folder's weights are."""
+    max_model_len: int = 1536
+    max_num_seqs: int = 96
+    """Sequences decoded together."""
+    kv_cache_mib: int = 768
+    max_images: int = 16
+    """Pictures per prompt."""
+    processor_kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Arguments of the picture processor, the learner's own."""
+    dtype: str = "float32"
+    seed: int = 0
+    """Of the engine: a seed per request can kill vLLM on a CPU."""
+    train_vision: bool = True
+    """Whether updates change the vision tower, so that encoded pictures must be forgotten."""
+    recompute_on_update: bool = False
+    """Whether running requests are prefilled anew after an update (see `rollout.vllm_engine`)."""
+    cores: str = ""
+    """Cores of the engine's compute threads, as "0" or "0-3,6"; empty: one thread, placed by the system. Unused on a GPU."""
+
+
+def engine_settings(config: TrainConfig, inputs: PolicyInputs, index: int) -> EngineSettings:
+    """The settings of generator number `index` of a run, for the policy `inputs`."""
+    generator = config.generator
+    cores = generator.cpu_cores[index] if index < len(generator.cpu_cores) else str(index)
+    return EngineSettings(
+        model=inputs.path,
+        banned=banned_token_ids(inputs.tokenizer),
+        max_model_len=config.policy.max_model_len,
+        max_num_seqs=generator.max_num_seqs,
+        kv_cache_mib=generator.kv_cache_mib,
+        # The question's pictures, and a call may bring several.
+        max_images=4 * (config.rollout.max_calls + 1),
+        processor_kwargs=inputs.family.processor_kwargs,
+        dtype=generator.dtype,
+        seed=config.seed + index,
+        train_vision=config.policy.train_vision,
+        cores="" if generator.num_gpus else cores,
+    )
+
+
+def cpu_environment(cores: str) -> dict[str, str]:
+    """Environment of an engine's processes: quiet, offline and, where vLLM runs on a CPU, its threads on `cores`.
+
+    The engine computes inside its scheduler's process instead of in a worker of its own: on a CPU the two only take turns, and the
+    hand-over cost a third of a core. vLLM then leaves the threads to us (`weights.vllm_plugin.bind_cores`).
+    """
+    return {
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "OMP_NUM_THREADS": str(max(1, len(parse_cores(cores)))),
+        ENGINE_CORES: cores,
+    }
+
+
+def split_stops(vocab: Mapping[str, int], stops: Sequence[str]) -> tuple[list[int], list[str]]:
+    """(token ids, strings) that end a turn: a stop that is one token by its id, which spares detokenizing on the way.
+
+    The end-of-turn token always ends it.
+    """
+    token_ids = [vocab[stop] for stop in (*stops, END) if stop in vocab]
+    return token_ids, [stop for stop in stops if stop not in vocab]
+
+
+def engine_args(settings: EngineSettings) -> Any:
+    """vLLM's AsyncEngineArgs. Eager mode with an explicit KV cache size also skips the warm-up on a CPU."""
+    from vllm import AsyncEngineArgs
+    from vllm.config import WeightTransferConfig
+
+    return AsyncEngineArgs(
+        model=str(settings.model),
+        dtype=settings.dtype,  # pyright: ignore[reportArgumentType] - vLLM's literal type
+        seed=settings.seed,
+        max_model_len=settings.max_model_len,
+        max_num_seqs=settings.max_num_seqs,
+        kv_cache_memory_bytes=settings.kv_cache_mib * 2**20,
+        limit_mm_per_prompt={"image": settings.max_images, "video": 0},
+        mm_processor_kwargs=dict(settings.processor_kwargs),
+        mm_processor_cache_gb=0.5,
+        enforce_eager=True,
+        logprobs_mode="processed_logprobs",
+        # Not the model folder's own sampling defaults (top-k and the like), which the learner's softmax does not know.
+        generation_config="vllm",
+        weight_transfer_config=WeightTransferConfig(backend=BACKEND),
+        worker_extension_cls=WORKER_EXTENSION,
+        distributed_executor_backend="uni",
+        disable_log_stats=True,
+    )

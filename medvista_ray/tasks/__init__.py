@@ -1,0 +1,1 @@
+"""Task sources, their graders, and the splits by subject."""

@@ -1,0 +1,69 @@
+"""Who is in which split: the one table that keeps train, validation and test subjects apart.
+
+Invariant: a subject is in exactly one split. Two pictures that may come from one patient or one slide count as one subject.
+Called by the families and by the leak tests.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from medvista_ray.types import Split
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One patient, specimen or phantom."""
+
+    id: str
+    modality: str
+    split: Split
+    plates: tuple[str, ...]
+    """Names under which the assets open its pictures (volumes or single plates)."""
+    is_volume: bool = False
+
+
+def _volume(name: str, modality: str, split: Split) -> Subject:
+    return Subject(name, modality, split, (name,), is_volume=True)
+
+
+def _plate(name: str, modality: str, split: Split) -> Subject:
+    return Subject(name, modality, split, (name,))
+
+
+SUBJECTS: tuple[Subject, ...] = (
+    _volume("ct-chest", "CT", Split.TRAIN),
+    _volume("lung1", "CT", Split.TRAIN),
+    _volume("brain2", "MRI", Split.TRAIN),
+    _plate("mr-shoulder", "MRI", Split.TRAIN),
+    _plate("ct-head", "CT", Split.TRAIN),
+    _plate("xr-leg", "X-ray", Split.TRAIN),
+    _plate("us-a", "ultrasound", Split.TRAIN),
+    _plate("us-b", "ultrasound", Split.TRAIN),
+    _plate("hgsc-nest", "microscopy", Split.TRAIN),
+    _volume("breast1", "MRI", Split.VALIDATION),
+    _volume("lung2", "CT", Split.TEST),
+    _volume("brain1", "MRI", Split.TEST),
+    _plate("ct-pancreas", "CT", Split.TEST),
+    _plate("mr-liver", "MRI", Split.TEST),
+    _plate("xr-chest", "X-ray", Split.TEST),
+    _plate("us-c", "ultrasound", Split.TEST),
+    _plate("nuclei2d", "microscopy", Split.TEST),
+)
+BY_ID = {subject.id: subject for subject in SUBJECTS}
+
+
+def subjects(split: Split, modality: str | None = None, volume: bool | None = None) -> list[Subject]:
+    """Subjects of a split, in table order."""
+    return [
+        s
+        for s in SUBJECTS
+        if s.split == split and modality in (None, s.modality) and volume in (None, s.is_volume)
+    ]
+
+
+def split_of_concept(identifier: str) -> Split:
+    """Split of a knowledge concept, by a hash of its identifier: 80 % train, 10 % validation, 10 % test."""
+    bucket = int(hashlib.sha256(identifier.encode()).hexdigest()[:8], 16) % 10
+    return Split.TEST if bucket == 0 else Split.VALIDATION if bucket == 1 else Split.TRAIN

@@ -1,0 +1,1 @@
+"""Tools that turn a region into numbers or text."""

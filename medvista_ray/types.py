@@ -1,0 +1,256 @@
+"""The values that travel between the parts: pictures, tasks, tool results, turns, episodes, groups.
+
+Plain frozen data, no behaviour beyond derived properties, no torch. Everything here pickles (it crosses Ray by value).
+Coordinates are integers 0..1000 in the named picture, as x0, y0, x1, y1 (x to the right, y down).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Box = tuple[int, int, int, int]
+"""x0, y0, x1, y1, each 0..1000, in one picture."""
+
+
+class Split(StrEnum):
+    """Which subjects a task may use."""
+
+    TRAIN = "train"
+    VALIDATION = "validation"
+    TEST = "test"
+
+
+class ErrorCode(StrEnum):
+    """VISTA-Gym's error taxonomy (arXiv 2511.19773, App. G.1), decided mechanically but for E6."""
+
+    E1 = "E1"
+    """The turn breaks the grammar: bad JSON, no call and no answer, or an unknown tool."""
+    E2 = "E2"
+    """An argument key is wrong or missing."""
+    E3 = "E3"
+    """An argument has the wrong type or range."""
+    E4 = "E4"
+    """The arguments are valid but aim at nothing (empty box, no such mask, no hit)."""
+    E5 = "E5"
+    """The tool failed or its output was ill-formed."""
+    E6 = "E6"
+    """All calls were valid and their outputs right, the answer is wrong."""
+
+
+class AnswerKind(StrEnum):
+    """How a gold answer is compared."""
+
+    CHOICE = "choice"
+    NUMBER = "number"
+    TEXT = "text"
+
+
+@dataclass(frozen=True)
+class MedImage:
+    """One 2-D picture with what it takes to measure on it."""
+
+    pixels: NDArray[Any]
+    """[H, W] native values (HU, signal) or [H, W, 3] uint8 colour."""
+    modality: str
+    """For example "CT", "MRI", "X-ray", "histology"."""
+    spacing_mm: tuple[float, float] | None = None
+    """Millimetres per pixel (row, column); None if the source does not say."""
+    unit: str = "intensity"
+    """Unit of `pixels`, for example "HU"."""
+    window: tuple[float, float] | None = None
+    """Native values shown as black and white; None shows min..max (grey) or the colours as they are."""
+    source: str = ""
+    """Asset and subject, for credit and lineage."""
+
+    @cached_property
+    def key(self) -> str:
+        """Content hash (16 hex digits) over pixels, spacing and window: the picture's name everywhere."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.pixels).tobytes())
+        digest.update(repr((self.pixels.shape, str(self.pixels.dtype), self.spacing_mm, self.window)).encode())
+        return digest.hexdigest()[:16]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.pixels.shape[0], self.pixels.shape[1]
+
+    def display(self) -> NDArray[np.uint8]:
+        """What an eye (or a policy) sees: [H, W, 3] uint8, windowed if grey."""
+        if self.pixels.ndim == 3:
+            return self.pixels.astype(np.uint8)
+        values = self.pixels.astype(np.float32)
+        low, high = self.window or (float(values.min()), float(values.max()))
+        grey = np.clip((values - low) / max(high - low, 1e-6), 0.0, 1.0) * 255.0
+        return np.repeat(grey.round().astype(np.uint8)[:, :, None], 3, axis=2)
+
+
+@dataclass(frozen=True)
+class Mask:
+    """A region of one picture of the episode."""
+
+    image_index: int
+    pixels: NDArray[np.bool_]
+    """[H, W], the shape of that picture."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One verifiable question. Pictures are opened by its source from `recipe`, never carried."""
+
+    id: str
+    source: str
+    """Name of the task source that made it."""
+    family: str
+    """Question family, for example "lesion_size"."""
+    split: Split
+    subject: str
+    modality: str
+    question: str
+    """As the policy reads it; choices are part of the text."""
+    answer: str
+    """Gold answer: the choice's text, the number, or the short text."""
+    kind: AnswerKind
+    choices: tuple[str, ...] = ()
+    tolerance: float = 0.0
+    """Relative tolerance of a NUMBER answer."""
+    slack: float = 0.0
+    """Absolute tolerance of a NUMBER answer, in the answer's unit."""
+    aliases: tuple[str, ...] = ()
+    """Other right answers."""
+    chance: float = 0.0
+    """Accuracy of a blind guess in this family, 0..1."""
+    num_images: int = 1
+    regions: tuple[Box, ...] = ()
+    """Gold regions in picture 0, for the expert and for aiming metrics; never shown to the policy."""
+    plan: tuple[str, ...] = ()
+    """Names of the tools of a shortest solution, in order."""
+    recipe: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Plain JSON values from which the source opens the pictures, deterministic."""
+
+
+@dataclass(frozen=True)
+class ToolResult:
+    """What a tool gives back. `images` and `masks` get the episode's next indices."""
+
+    text: str
+    images: tuple[MedImage, ...] = ()
+    masks: tuple[Mask, ...] = ()
+    data: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Machine-readable values behind `text` (plain JSON values)."""
+
+
+@dataclass(frozen=True)
+class ToolOutcome:
+    """A tool call as its caller sees it: a result, or an error that becomes an observation."""
+
+    result: ToolResult | None
+    error: ErrorCode | None = None
+    message: str = ""
+    """What was wrong, in words for the policy."""
+    latency_s: float = 0.0
+    num_retries: int = 0
+    """Infrastructure retries (never scored)."""
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What the policy is shown next: text, and pictures that enter the context."""
+
+    text: str
+    images: tuple[MedImage, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """One environment step (Gymnasium's 5-tuple without the reward, which is separate)."""
+
+    observation: Observation
+    terminated: bool
+    """The policy answered."""
+    truncated: bool
+    """The budget of calls or turns is spent."""
+    info: Mapping[str, Any]
+    """calls_used, calls_left, tool_name, tool_ok, error_code, message, latency_s, arguments, images (lineage)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """One turn of an episode, for logs, rewards and reports."""
+
+    text: str
+    """What the policy wrote."""
+    tool: str | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    error: ErrorCode | None = None
+    observation: str = ""
+    image_indices: tuple[int, ...] = ()
+    """Episode indices of the pictures that the observation brought."""
+    latency_s: float = 0.0
+
+
+class EpisodeStatus(StrEnum):
+    """How an episode ended."""
+
+    ANSWERED = "answered"
+    TRUNCATED = "truncated"
+    """Budget of calls, turns or tokens spent without an answer."""
+    FAILED = "failed"
+    """Infrastructure failed for good: not scored, not trained."""
+
+
+@dataclass(kw_only=True)
+class Episode:
+    """One finished episode, with the very tokens the engine saw and sampled.
+
+    L: tokens of the whole episode, image placeholders expanded. P: pictures, in order of their placeholders.
+    """
+
+    task: Task
+    status: EpisodeStatus
+    turns: list[Turn]
+    answer: str | None
+    token_ids: NDArray[np.int32]
+    """[L]"""
+    loss_mask: NDArray[np.bool_]
+    """[L] True where the policy sampled the token."""
+    logprobs: NDArray[np.float32]
+    """[L] log-probability under the sampling distribution; 0 where not sampled."""
+    versions: NDArray[np.int32]
+    """[L] policy version that sampled the token; -1 where not sampled."""
+    images: list[NDArray[np.uint8]]
+    """[P] pictures as the policy saw them, each [H, W, 3]."""
+    reward: float = 0.0
+    reward_parts: Mapping[str, float] = field(default_factory=dict[str, float])
+    correct: bool = False
+    error_codes: tuple[ErrorCode, ...] = ()
+    """Each error of the episode, in order (E6 last, if it applies)."""
+    duration_s: float = 0.0
+
+    @property
+    def num_calls(self) -> int:
+        """Tool calls that ran without an error."""
+        return sum(1 for turn in self.turns if turn.tool is not None and turn.error is None)
+
+    @property
+    def num_sampled(self) -> int:
+        """Tokens that the policy sampled."""
+        return int(self.loss_mask.sum())
+
+
+@dataclass(kw_only=True)
+class Group:
+    """G episodes of one task, trained whole or not at all."""
+
+    id: int
+    episodes: list[Episode]
+    version_admitted: int
+    """Learner's version when the group was admitted."""
+    seconds: float = 0.0

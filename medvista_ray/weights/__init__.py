@@ -1,0 +1,1 @@
+"""Policy versions and how they travel from the learner to running engines."""

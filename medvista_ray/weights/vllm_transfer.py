@@ -1,0 +1,97 @@
+"""The engines' end of the shared-memory transport, inside vLLM's worker: a mapped safetensors file into a live model.
+
+Invariant: after `finish_weight_update` the model computes exactly what a fresh engine on the same weights computes. Two things would
+break it silently: linear layers that were repacked for the CPU at load (vLLM's layerwise reload redoes them), and the LM head of
+tied embeddings, which receives no tensor of its own and keeps its OLD repacked weights (`_retie_heads`). Called by vLLM only.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+
+from medvista_ray.weights.vllm_plugin import bind_cores, register
+
+register()
+bind_cores()
+
+
+class RegisterOnImport:
+    """A worker extension without methods: importing this module is what registers the engine and binds it to its cores."""
+
+
+@dataclass
+class NoInit(WeightTransferInitInfo):
+    """Shared memory needs no rendezvous."""
+
+
+@dataclass
+class FromFile(WeightTransferUpdateInfo):
+    """One update: a safetensors file, or a model folder of them."""
+
+    path: str = ""
+
+
+class SharedMemoryTransfer(WeightTransferEngine[NoInit, FromFile]):
+    """Loads a file's tensors into the running model, layer by layer."""
+
+    init_info_cls = NoInit
+    update_info_cls = FromFile
+    supports_draft_weight_update = False
+
+    def init_transfer_engine(self, init_info: NoInit) -> None:
+        """Nothing to set up. Layers without a tensor of their own (frozen ones) are expected, so don't warn of each."""
+        logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").setLevel(logging.ERROR)
+
+    def start_weight_update(self) -> None:
+        """Put the model into loading state (vLLM restores the checkpoint's layout on the meta device)."""
+        initialize_layerwise_reload(self.model)
+
+    def receive_weights(self, update_info: FromFile) -> None:
+        """Load each tensor of the file. Raises what safetensors or the model's loader raises."""
+        self.model.load_weights(_tensors(Path(update_info.path)))
+
+    def finish_weight_update(self) -> None:
+        """Repack the layers, put back those that got nothing, and give the LM head the new embeddings."""
+        finalize_layerwise_reload(self.model, self.model_config)
+        if _ties_embeddings(self.model_config.hf_config):
+            _retie_heads(self.model)
+
+    def shutdown(self) -> None:
+        """Holds nothing."""
+
+
+def _tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    for file in files:
+        with safe_open(file, "pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - no mapping, it only has keys()
+                yield name, tensors.get_tensor(name)
+
+
+def _ties_embeddings(config: object) -> bool:
+    """Multimodal configs say it at the top, in the text part, or in both."""
+    text = getattr(config, "text_config", None)
+    return bool(getattr(config, "tie_word_embeddings", False) or getattr(text, "tie_word_embeddings", False))
+
+
+def _retie_heads(model: torch.nn.Module) -> None:
+    embedding = next((m for m in model.modules() if type(m) is VocabParallelEmbedding), None)
+    if embedding is None:
+        return
+    for module in model.modules():
+        if isinstance(module, ParallelLMHead):
+            module.tie_weights(embedding)
+            module.quant_method.process_weights_after_loading(module)

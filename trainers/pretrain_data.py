@@ -1,0 +1,190 @@
+"""What the tiny policy's base is taught: to see, to read and to copy. Never a tool call.
+
+Owns the mixture of image-text pairs, direct answers, reading and copying, made from TRAIN subjects and train concepts
+only. Invariant: no sample holds a tool's name, a tool_call tag or a system prompt with tools, so that a run starts from a
+base that was never taught tools. Called by `trainers.pretrain_tiny`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.random import Generator
+
+from medvista_ray.assets.knowledge import Document
+from medvista_ray.config import BenchConfig
+from medvista_ray.tasks.bench.drawing import draw_box, draw_view, loosen, pick, written
+from medvista_ray.tasks.bench.families.box_measure import cut
+from medvista_ray.tasks.bench.families.concept_code import SYSTEMS, terms
+from medvista_ray.tasks.bench.pictures import render
+from medvista_ray.tasks.bench.source import MedVistaBench
+from medvista_ray.tasks.bench.subjects import subjects
+from medvista_ray.types import Box, MedImage, Split, Task
+
+PRETRAIN_SEED = 7_000
+"""Seed of the bench that pre-training draws from: other questions than any run asks."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One question, the pictures that come with it, and what the base shall say."""
+
+    question: str
+    answer: str
+    images: tuple[MedImage, ...] = ()
+    think: str = "I look."
+
+
+class PretrainMixture:
+    """An endless, seeded stream of samples."""
+
+    def __init__(self, seed: int) -> None:
+        self._rng = np.random.default_rng([PRETRAIN_SEED, seed])
+        self._bench = MedVistaBench(BenchConfig(seed=PRETRAIN_SEED))
+        self._kinds: list[tuple[Callable[[Generator], Sample | None], float]] = [
+            (self._direct, 0.16),
+            (self._letter, 0.22),
+            (self._nucleus, 0.16),
+            (_brightness, 0.06),
+            (_copy, 0.10),
+            (_read_numbers, 0.14),
+            (_read_list, 0.10),
+            (_compare, 0.06),
+        ]
+
+    def __iter__(self) -> Iterator[Sample]:
+        weights = np.array([weight for _, weight in self._kinds])
+        while True:
+            make = self._kinds[int(self._rng.choice(len(weights), p=weights / weights.sum()))][0]
+            sample = make(self._rng)
+            if sample is not None:
+                yield sample
+
+    def _task(self, rng: Generator, family: str) -> Task:
+        task = self._bench.make(family, Split.TRAIN, int(rng.integers(1_000_000)))
+        assert task is not None
+        return task
+
+    def _direct(self, rng: Generator) -> Sample:
+        """A bench question on a train subject, answered without any tool: honest training of the no-tools arm."""
+        family = pick(rng, [f for f in self._bench.families for _ in range(3 if f == "modality" else 1)])
+        task = self._task(rng, family)
+        return Sample(task.question, task.answer, tuple(self._bench.open(task)))
+
+    def _letter(self, rng: Generator) -> Sample:
+        """Read a marker that fills a good part of the picture, alone or as the second of two pictures."""
+        task = self._task(rng, "side_marker")
+        image = self._bench.open(task)[0]
+        close = crop(image, loosen(rng, task.regions[0], 0.3, 1.4))
+        return self._close_up(rng, task, image, close, "Which letter is shown: L, R, A or P?")
+
+    def _nucleus(self, rng: Generator) -> Sample:
+        """Say whether a nucleus is in the middle of a close-up."""
+        task = self._task(rng, "nucleus_present")
+        image = self._bench.open(task)[0]
+        close = crop(image, loosen(rng, task.regions[0], -0.08, 0.08))
+        return self._close_up(rng, task, image, close, "Is there a nucleus in the middle? yes or no")
+
+    def _close_up(self, rng: Generator, task: Task, image: MedImage, close: MedImage, question: str) -> Sample:
+        if rng.random() < 0.5:
+            return Sample(question, task.answer, (close,))
+        return Sample(f"The second picture is a close-up. {question}", task.answer, (image, close))
+
+
+def crop(image: MedImage, box: Box) -> MedImage:
+    """The part of a picture inside a box."""
+    return MedImage(np.ascontiguousarray(cut(image, box)), image.modality, image.spacing_mm, image.unit, image.window)
+
+
+def _brightness(rng: Generator) -> Sample | None:
+    """Which half of a picture is brighter: seeing positions."""
+    subject = pick(rng, subjects(Split.TRAIN))
+    image = render(draw_view(rng, subject))
+    grey = image.display().mean(2)
+    half = grey.shape[1] // 2
+    left, right = float(grey[:, :half].mean()), float(grey[:, half:].mean())
+    if abs(left - right) < 4:
+        return None
+    return Sample("Which half is brighter, left or right?", "left" if left > right else "right", (image,))
+
+
+def _copy(rng: Generator) -> Sample:
+    """Repeat a box, two boxes, or a term."""
+    kind = int(rng.integers(3))
+    boxes = [written(draw_box(rng, *(int(v) for v in rng.integers(5, 900, size=2)))) for _ in range(2)]
+    if kind == 0:
+        return Sample(f"Repeat this box: {boxes[0]}", boxes[0], think="I copy.")
+    if kind == 1:
+        wanted = int(rng.integers(2))
+        return Sample(f"A {boxes[0]}, B {boxes[1]}. Repeat box {'AB'[wanted]}.", boxes[wanted], think="I copy.")
+    document = _document(rng)
+    return Sample(f'Repeat this term: "{document.title}"', document.title, think="I copy.")
+
+
+def _read_numbers(rng: Generator) -> Sample:
+    """Read one named number from a line of measurements."""
+    line, values = _measurements(rng)
+    name = pick(rng, list(values))
+    return Sample(f"{line}. What is the {name}?", values[name], think="I read.")
+
+
+def _measurements(rng: Generator) -> tuple[str, dict[str, str]]:
+    """A line as a measuring program prints it, and its numbers by name."""
+    long_axis, width, height = (float(np.exp(rng.uniform(np.log(4), np.log(300)))) for _ in range(3))
+    area = float(np.exp(rng.uniform(np.log(0.2), np.log(300))))
+    unit = pick(rng, ["HU", "intensity"])
+    mean = float(rng.uniform(-1000, 800)) if unit == "HU" else float(rng.uniform(0, 999))
+    values = {
+        "long axis": rounded(long_axis),
+        "short axis": rounded(long_axis * float(rng.uniform(0.3, 1.0))),
+        "width": rounded(width),
+        "height": rounded(height),
+        "area": rounded(area),
+        "mean": rounded(mean),
+    }
+    length = pick(rng, ["mm", "mm", "mm", "px"])
+    units = {"area": "cm2" if length == "mm" else "px", "mean": unit}
+    names = list(values) if rng.random() < 0.7 else ["width", "height", "area", "mean"]
+    line = ", ".join(f"{name} {values[name]} {units.get(name, length)}" for name in names)
+    return line, {name: values[name] for name in names}
+
+
+def rounded(value: float) -> str:
+    """A number as measuring programs print it: no decimals from 10 on, else one."""
+    return f"{value:.0f}" if abs(value) >= 10 else f"{value:.1f}"
+
+
+def _compare(rng: Generator) -> Sample:
+    """Turn "higher" or "lower" into the letter that a question asks for."""
+    a, b = (float(v) for v in rng.uniform(-300, 600, size=2))
+    higher, first = a > b, bool(rng.integers(2))
+    subject, other = ("A", "B") if first else ("B", "A")
+    line = f"{subject} has mean {rounded(a)} HU, {other} has mean {rounded(b)} HU: {subject} is {'higher' if higher else 'lower'}"
+    return Sample(f"{line}. Which is brighter, A or B?", subject if higher else other, think="I read.")
+
+
+def _read_list(rng: Generator) -> Sample:
+    """Copy a code from a list of search results: the first one, or the one of a title."""
+    documents = [_document(rng) for _ in range(3)]
+    wanted = int(rng.choice(3, p=[0.7, 0.15, 0.15]))
+    listing = "; ".join(f"{i + 1}. {d.id} {d.title}" for i, d in enumerate(documents))
+    return Sample(f'{listing}. What is the code of "{documents[wanted].title}"?', documents[wanted].id, think="I read.")
+
+
+def _document(rng: Generator) -> Document:
+    system = pick(rng, list(SYSTEMS))
+    return pick(rng, terms(Split.TRAIN, system))
+
+
+def corpus(num_samples: int, seed: int, extra: list[Any]) -> Iterator[str]:
+    """Texts to train the tokenizer on: samples, knowledge titles of the train split, and `extra` texts (prompts, tool texts)."""
+    mixture = iter(PretrainMixture(seed))
+    for _ in range(num_samples):
+        sample = next(mixture)
+        yield f"{sample.question}\n{sample.think}{sample.answer}"
+    for system in SYSTEMS:
+        yield from (d.title for d in terms(Split.TRAIN, system))
+    yield from extra
