@@ -1,7 +1,7 @@
 """The coordinator actor: runs the asynchronous loop over generator and learner actors.
 
-A thin shell around `flow.loop`. Invariant: `status` and `stop` answer while the loop runs, from a concurrency group of their
-own. One per run, made by the supervisor; it dies with its driver.
+A thin shell around `flow.loop`. Invariant: `status` and `stop` answer while the loop runs, from a concurrency group
+of their own. One per run, made by the supervisor; it dies with its driver.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.actor import ActorHandle
 
-from actors.handles import RayGenerator, RayLearner
+from actors.handles import Handle, RayGenerator, RayLearner
 from medvista_ray.config import TrainConfig
 from medvista_ray.flow.loop import LoopSettings, TrainingLoop
 from medvista_ray.flow.recorder import MetricsRecorder, tensorboard_writer
@@ -26,7 +25,8 @@ ARM = "train"
 """Under which the trajectory log keeps training episodes."""
 
 
-@ray.remote(concurrency_groups={"control": 4}, num_cpus=0)
+# Ray's annotations know no concurrency groups.
+@ray.remote(concurrency_groups={"control": 4}, num_cpus=0)  # pyright: ignore[reportCallIssue, reportUntypedClassDecorator]
 class CoordinatorActor:
     """Drives one run: checkpoints, metrics.jsonl, tensorboard/ and episodes/ go to `run_dir`."""
 
@@ -34,13 +34,13 @@ class CoordinatorActor:
         self,
         config: TrainConfig,
         tasks: Sequence[Task],
-        generators: Mapping[str, ActorHandle],
-        learner: ActorHandle,
+        generators: Mapping[str, Handle],
+        learner: Handle,
         run_dir: str,
         first_version: int = 1,
         resume: dict[str, Any] | None = None,
     ) -> None:
-        """`generators` by name. `first_version` names the learner's present weights: above any version published so far.
+        """`generators` by name. `first_version` names the learner's present weights: above any published so far.
         `resume`: the extra state of the checkpoint that the learner has loaded; its version then counts."""
         logging.basicConfig(level=logging.INFO)
         folder = Path(run_dir)

@@ -1,7 +1,7 @@
 """Evaluation of one arm: every task once, over all generators, with a bounded number of episodes in flight.
 
-Invariant: one episode per task, in the tasks' order, or an error; an infrastructure failure is retried, never scored. Called by
-the composition roots between phases of a run, when the loop does not run.
+Invariant: one episode per task, in the tasks' order, or an error; an infrastructure failure is retried, never scored.
+Called by the composition roots between phases of a run, when the loop does not run.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 
-from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 
+from actors.handles import Handle
 from medvista_ray.errors import GeneratorDiedError
 from medvista_ray.types import Episode, EpisodeStatus, Task
 
@@ -23,7 +23,7 @@ RETRY_DELAY_S = 2.0
 
 
 async def evaluate(
-    generators: Sequence[ActorHandle],
+    generators: Sequence[Handle],
     tasks: Sequence[Task],
     *,
     with_tools: bool,
@@ -34,13 +34,13 @@ async def evaluate(
 ) -> list[Episode]:
     """One scored episode per task, by value. `manifest`: what a generator loads that died meanwhile.
 
-    An episode whose infrastructure failed MAX_ATTEMPTS times comes back with status FAILED. Raises GeneratorDiedError if
-    a generator stays dead.
+    An episode whose infrastructure failed MAX_ATTEMPTS times comes back with status FAILED. Raises GeneratorDiedError
+    if a generator stays dead.
     """
     episodes: list[Episode | None] = [None] * len(tasks)
     queue = list(reversed(range(len(tasks))))
 
-    async def work(generator: ActorHandle) -> None:
+    async def work(generator: Handle) -> None:
         while queue:
             index = queue.pop()
             episodes[index] = await _attempt(generator, tasks[index], with_tools, temperature, manifest)
@@ -53,18 +53,19 @@ async def evaluate(
 
 
 async def _attempt(
-    generator: ActorHandle, task: Task, with_tools: bool, temperature: float, manifest: str | None
+    generator: Handle, task: Task, with_tools: bool, temperature: float, manifest: str | None
 ) -> Episode:
     error: RayActorError | None = None
     episode: Episode | None = None
     for attempt in range(MAX_ATTEMPTS):
         try:
-            (episode,) = await generator.run_episodes.remote([task], with_tools, temperature)
+            episodes: list[Episode] = await generator.run_episodes.remote([task], with_tools, temperature)
         except RayActorError as died:
             error = died
             log.warning("a generator died during an evaluation (attempt %d): %s", attempt + 1, died)
             await _bring_back(generator, manifest)
             continue
+        episode = episodes[0]
         if episode.status is not EpisodeStatus.FAILED:
             return episode
     if episode is None:
@@ -72,7 +73,7 @@ async def _attempt(
     return episode
 
 
-async def _bring_back(generator: ActorHandle, manifest: str | None) -> None:
+async def _bring_back(generator: Handle, manifest: str | None) -> None:
     """Wait for the restarted process and give it its weights; a second death is the next attempt's business."""
     try:
         await asyncio.sleep(RETRY_DELAY_S)

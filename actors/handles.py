@@ -1,7 +1,7 @@
 """Actor handles behind the loop's protocols (`flow.protocols`): what Ray raises becomes what the loop understands.
 
-Invariant: the death of an actor's process surfaces as GeneratorDiedError, its own exceptions as themselves; a call that is
-cancelled here is cancelled there. Called by the coordinator.
+Invariant: the death of an actor's process surfaces as GeneratorDiedError, its own exceptions as themselves; a call
+that is cancelled here is cancelled there. Called by the coordinator.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import logging
 from typing import Any
 
 import ray
-from ray.actor import ActorHandle
 from ray.exceptions import ActorUnavailableError, RayActorError
 
 from medvista_ray.errors import GeneratorDiedError
@@ -20,17 +19,19 @@ from medvista_ray.types import Group, Task
 log = logging.getLogger(__name__)
 
 POLL_S = 0.5
+Handle = Any
+"""A Ray actor handle: its methods exist at run time only."""
 
 
 class RayGenerator:
     """A generator actor. Its calls are made at most once; the loop decides about a second try."""
 
-    def __init__(self, name: str, actor: ActorHandle) -> None:
+    def __init__(self, name: str, actor: Handle) -> None:
         self.name = name
         self._actor = actor
 
     async def ready(self) -> None:
-        """Returns when the actor answers; while its process restarts it is asked again (the caller sets the time-out)."""
+        """Returns when the actor answers; while its process restarts it is asked again (the caller sets a bound)."""
         while True:
             try:
                 await self._actor.ready.remote()
@@ -67,7 +68,7 @@ class RayGenerator:
 class RayLearner:
     """A learner actor. Its death ends the run; `--resume` continues from the last checkpoint."""
 
-    def __init__(self, actor: ActorHandle) -> None:
+    def __init__(self, actor: Handle) -> None:
         self._actor = actor
 
     async def train(self, groups: list[Group]) -> dict[str, float]:

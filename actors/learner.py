@@ -1,7 +1,8 @@
 """The learner actor: owns the weights, trains them, publishes every version.
 
-A thin shell around trainers.sft, trainers.grpo, trainers.checkpoint and a weight transport. Invariants: one call changes the
-weights at a time; `stats` answers meanwhile. Called by the driver (cold start, resume) and the coordinator (the loop).
+A thin shell around trainers.sft, trainers.grpo, trainers.checkpoint and a weight transport. Invariants: one call
+changes the weights at a time; `stats` answers meanwhile. Called by the driver (cold start, resume) and the
+coordinator (the loop).
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from trainers.sft import run_sft
 TRANSPORT = "shared_memory"
 
 
-@ray.remote(concurrency_groups={"control": 2})
+# Ray's annotations know no concurrency groups.
+@ray.remote(concurrency_groups={"control": 2})  # pyright: ignore[reportCallIssue, reportUntypedClassDecorator]
 class LearnerActor:
     """One learner process."""
 

@@ -1,6 +1,7 @@
 """Creates a run's actors under readable names, waits until they are ready, watches them, and ends them in order.
 
-Invariant: every actor made here is ended by `shutdown`, or with its driver (none is detached). Called by the composition roots.
+Invariant: every actor made here is ended by `shutdown`, or with its driver (none is detached). Called by the
+composition roots.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
-from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayActorError
 
 from actors import names
 from actors.coordinator import CoordinatorActor
+from actors.handles import Handle
 from medvista_ray.config import TrainConfig
 from medvista_ray.errors import NotReadyError
 from medvista_ray.tools.base import ToolClient
@@ -33,35 +34,37 @@ class Supervisor:
 
     def __init__(self, config: TrainConfig) -> None:
         self._config = config
-        self.learner: ActorHandle | None = None
-        self.generators: dict[str, ActorHandle] = {}
-        self.coordinator: ActorHandle | None = None
+        self.learner: Handle | None = None
+        self.generators: dict[str, Handle] = {}
+        self.coordinator: Handle | None = None
 
-    def start_learner(self, model_folder: str, run_id: str) -> ActorHandle:
+    def start_learner(self, model_folder: str, run_id: str) -> Handle:
         """The learner, not yet ready."""
         from actors.learner import LearnerActor
 
         options = {"name": names.LEARNER, "num_cpus": 1, "num_gpus": self._config.learner.num_gpus}
-        self.learner = LearnerActor.options(**options).remote(self._config, model_folder, run_id)
+        actor: Handle = LearnerActor
+        self.learner = actor.options(**options).remote(self._config, model_folder, run_id)
         return self.learner
 
-    def start_generators(self, model_folder: str, make_client: Callable[[], ToolClient]) -> dict[str, ActorHandle]:
-        """All generators by name, not yet ready. A dead one is restarted by Ray; the loop decides when to give it up."""
+    def start_generators(self, model_folder: str, make_client: Callable[[], ToolClient]) -> dict[str, Handle]:
+        """All generators by name, not yet ready. Ray restarts a dead one; the loop may give it up."""
         from actors.generator import GeneratorActor
 
+        actor: Handle = GeneratorActor
         wanted = self._config.generator
         for index in range(wanted.num_generators):
             name = names.generator(index)
             options = {"name": name, "num_cpus": wanted.num_cpus, "num_gpus": wanted.num_gpus, "max_restarts": -1}
-            actor = GeneratorActor.options(**options)
-            self.generators[name] = actor.remote(index, self._config, model_folder, make_client)
+            self.generators[name] = actor.options(**options).remote(index, self._config, model_folder, make_client)
         return self.generators
 
     def start_coordinator(
         self, tasks: Sequence[Task], run_dir: str, first_version: int, resume: dict[str, Any] | None = None
-    ) -> ActorHandle:
+    ) -> Handle:
         """The coordinator over the generators and the learner started before."""
-        self.coordinator = CoordinatorActor.options(name=names.COORDINATOR).remote(
+        actor: Handle = CoordinatorActor
+        self.coordinator = actor.options(name=names.COORDINATOR).remote(
             self._config, tasks, self.generators, self.learner, run_dir, first_version, resume
         )
         return self.coordinator
@@ -90,12 +93,12 @@ class Supervisor:
         self.generators = {}
 
 
-def wait_ready(actors: dict[str, ActorHandle], timeout_s: float) -> None:
+def wait_ready(actors: dict[str, Handle], timeout_s: float) -> None:
     """Wait until every actor's `ready` has answered.
 
-    Raises NotReadyError with the actors that are missing and the cluster's free resources, or with the first actor's error.
+    Raises NotReadyError with the missing actors and the cluster's free resources, or with the first actor's error.
     """
-    waiting = {actor.ready.remote(): name for name, actor in actors.items()}
+    waiting: dict[Any, str] = {actor.ready.remote(): name for name, actor in actors.items()}
     until_s = time.monotonic() + timeout_s
     while waiting:
         done, _ = ray.wait(list(waiting), num_returns=1, timeout=POLL_S)
@@ -115,14 +118,15 @@ def wait_ready(actors: dict[str, ActorHandle], timeout_s: float) -> None:
 
 def _probe(ref: Any, until_s: float) -> str:
     try:
-        return "ok" if ray.get(ref, timeout=max(0.0, until_s - time.monotonic())) is not False else "unhealthy"
+        answer: Any = ray.get(ref, timeout=max(0.0, until_s - time.monotonic()))
+        return "unhealthy" if answer is False else "ok"
     except GetTimeoutError:
         return "busy"
     except RayActorError as error:
         return f"dead: {error}"
 
 
-def _end(actors: Sequence[ActorHandle | None], method: str | None) -> None:
+def _end(actors: Sequence[Handle | None], method: str | None) -> None:
     living = [actor for actor in actors if actor is not None]
     if method:
         goodbyes = [getattr(actor, method).remote() for actor in living]

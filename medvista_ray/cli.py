@@ -1,4 +1,4 @@
-"""The `medvista-ray` command: thin sub-commands over the library's own functions, and the only module that prints.
+"""The `medvista-ray` command: thin sub-commands over the library's own functions, the only module with prints.
 
 Each sub-command imports what it needs when it runs, so that `--help` answers at once.
 """
@@ -44,14 +44,14 @@ def _parser() -> ArgumentParser:
 
 def _add_asset_commands(parser: ArgumentParser) -> None:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    actions: dict[str, tuple[str, Callable[[Namespace], None]]] = {
+    actions: dict[str, tuple[str, Callable[[Namespace], int]]] = {
         "fetch": ("download, check and unpack what is missing", _fetch_assets),
         "list": ("name, state, licence and credit of each", _list_assets),
         "verify": ("check every unpacked file", _verify_assets),
     }
     for name, (text, run) in actions.items():
         command = commands.add_parser(name, help=text)
-        if name == "fetch":
+        if name != "list":
             command.add_argument("names", nargs="*", metavar="NAME", help="default: all")
         command.set_defaults(run=run)
 
@@ -67,23 +67,22 @@ def _print_summary(args: Namespace) -> None:
     print(json.dumps(summary, indent=2))
 
 
-def _fetch_assets(args: Namespace) -> None:
-    from medvista_ray import assets
+def _fetch_assets(args: Namespace) -> int:
+    from medvista_ray.assets.commands import fetch_command
 
-    assets.fetch(args.names or None, progress=print)
-
-
-def _list_assets(args: Namespace) -> None:
-    from medvista_ray import assets
-
-    for asset in assets.catalog():
-        print(asset)
+    return fetch_command(args.names)
 
 
-def _verify_assets(args: Namespace) -> None:
-    from medvista_ray import assets
+def _list_assets(_: Namespace) -> int:
+    from medvista_ray.assets.commands import list_command
 
-    assets.verify()
+    return list_command()
+
+
+def _verify_assets(args: Namespace) -> int:
+    from medvista_ray.assets.commands import verify_command
+
+    return verify_command(args.names)
 
 
 if __name__ == "__main__":

@@ -43,11 +43,10 @@ def config_from(args: Namespace) -> TrainConfig:
     return load_config(args.config, overrides)
 
 
-def exit_code(command: Callable[[], object]) -> int:
-    """Run `command`: 0, or 2 with one line on stderr for a user's mistake. Bugs keep their traceback."""
+def exit_code(command: Callable[[], int | None]) -> int:
+    """Run `command`: its own code, or 2 with one line on stderr for a user's mistake. Bugs keep their traceback."""
     try:
-        command()
+        return command() or 0
     except UserError as error:
         sys.stderr.write(f"medvista-ray: error: {' '.join(str(error).split())}\n")
         return EXIT_USER_ERROR
-    return 0

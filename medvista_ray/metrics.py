@@ -1,7 +1,7 @@
 """Every metric of the loop: its name, unit and meaning, once.
 
-Invariant: each key of a line of metrics.jsonl (and each TensorBoard tag, which is the same key) is declared here. Written
-by `flow.stats` and the learner, read by reports, dashboards and tests.
+Invariant: each key of a line of metrics.jsonl (and each TensorBoard tag, which is the same key) is declared here.
+Written by `flow.stats` and the learner, read by reports, dashboards and tests.
 """
 
 from __future__ import annotations
@@ -40,9 +40,7 @@ _LOOP = (
     Metric("sampled_tokens_mean", "tokens", "sampled tokens of an episode, mean over those"),
     Metric("num_episodes", "count", "episodes that finished since the step before"),
     Metric("tokens_per_s", "tokens/s", "sampled tokens of those episodes by the step's time"),
-    Metric(
-        "staleness_mean", "versions", "learner's version less the sampling one, mean over the batch's sampled tokens"
-    ),
+    Metric("staleness_mean", "versions", "learner's version less the sampling one, mean over the batch's tokens"),
     Metric("staleness_max", "versions", "the same for the oldest token of the batch; never above eta"),
     Metric("num_submitted", "groups", "groups made since the run began"),
     Metric("num_waiting", "groups", "of these, waiting for a generator"),

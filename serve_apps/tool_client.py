@@ -98,23 +98,32 @@ class ServeToolClient:
         """One attempt; back pressure is waited out here and does not count as a retry."""
         for num_waits in range(1 << 30):
             try:
-                outcome, masks = await _result(self._send(name, arguments, context))
+                handle = await self._handle(name)
+                outcome, masks = await _result(self._send(handle, arguments, context))
                 return unpack_masks(outcome, masks)
             except BackPressureError:
                 self.num_back_pressure += 1
                 await asyncio.sleep(_pause_s(min(num_waits, 3)) * 0.2)
         raise AssertionError("unreachable: the caller's time-out ends the loop")
 
-    def _send(self, name: str, arguments: Mapping[str, Any], context: ToolContext) -> DeploymentResponse[Any]:
+    def _send(
+        self, handle: DeploymentHandle[Any], arguments: Mapping[str, Any], context: ToolContext
+    ) -> DeploymentResponse[Any]:
         sizes = context.num_images, context.num_masks
         masks = {index: pack_mask(mask) for index, mask in context.masks.items()}
         images = [self._images.ref(image) for image in context.images.values()]
-        return self._handle(name).remote(dict(arguments), sizes, list(context.images), masks, *images)
+        return handle.remote(dict(arguments), sizes, list(context.images), masks, *images)
 
-    def _handle(self, name: str) -> DeploymentHandle[Any]:
+    async def _handle(self, name: str) -> DeploymentHandle[Any]:
         """One handle per tool: each keeps a long-poll client, so making many leaks."""
         if name not in self._handles:
-            self._handles[name] = serve.get_deployment_handle(name, self.app_name).options(method_name="call")
+            try:
+                # In a thread: it asks the controller and would block the event loop.
+                handle = await asyncio.to_thread(serve.get_deployment_handle, name, self.app_name)
+            except KeyError as error:
+                words = f"application {self.app_name!r} serves no tool {name!r}; deploy it first"
+                raise ToolInfrastructureError(words) from error
+            self._handles.setdefault(name, handle.options(method_name="call"))
         return self._handles[name]
 
     def _note(self, name: str, error: Exception, context: ToolContext) -> None:

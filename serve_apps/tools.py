@@ -13,7 +13,7 @@ import os
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
@@ -51,6 +51,8 @@ class ToolsAppArgs(BaseModel):
     """Threads of one replica that run calls."""
     num_threads: Positive = 1
     """CPU threads of one replica's neural net."""
+    precision: Literal["float32", "bfloat16"] | None = None
+    """Arithmetic of the neural nets; None takes the fastest that the processor has in hardware."""
     embedding_cache_mib: Positive = 1024
     """Bound of the image-embedding cache of one replica, in MiB."""
     disk_cache_mib: Annotated[int, Field(ge=0)] = 2048
@@ -70,7 +72,12 @@ class ToolReplica:
         """Load the tool. `siblings` are the application's other deployments: Serve wants one root, which needs no process."""
         del siblings
         (spec,) = load_tools((name,))
-        options = ToolOptions(args.num_threads, args.embedding_cache_mib, args.disk_cache_mib)
+        options = ToolOptions(
+            num_threads=args.num_threads,
+            precision=args.precision,
+            embedding_cache_mib=args.embedding_cache_mib,
+            disk_cache_mib=args.disk_cache_mib,
+        )
         self._tool = spec(options)
         self._tool.setup()
         self._timeout_s = args.tool_timeout_s.get(spec.name, args.timeout_s)

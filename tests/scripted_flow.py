@@ -1,7 +1,7 @@
 """Scripted generators and a scripted learner for the loop, and an asyncio loop whose clock jumps instead of waiting.
 
-Nothing here computes what the loop computes: a scripted generator tags every token with the version that it has really been
-told to load, so that a staleness error of the loop shows.
+Nothing here computes what the loop computes: a scripted generator tags every token with the version that it has
+really been told to load, so that a staleness error of the loop shows.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from medvista_ray.errors import GeneratorDiedError, WeightUpdateError
+from medvista_ray.flow.loop import LoopSettings, TrainingLoop
 from medvista_ray.types import AnswerKind, Episode, EpisodeStatus, Group, Split, Task
 
 
@@ -70,7 +71,9 @@ def make_tasks(num: int) -> list[Task]:
     ]
 
 
-def make_episode(task: Task, versions: list[int], reward: float, status: EpisodeStatus = EpisodeStatus.ANSWERED) -> Episode:
+def make_episode(
+    task: Task, versions: list[int], reward: float, status: EpisodeStatus = EpisodeStatus.ANSWERED
+) -> Episode:
     """Two prompt tokens, then one sampled token per version."""
     length = 2 + len(versions)
     return Episode(
@@ -189,3 +192,23 @@ class ScriptedLearner:
 
     async def save(self, path: str, extra: dict[str, Any]) -> None:
         self.saved[path] = json.loads(json.dumps(extra))
+
+
+SETTINGS = LoopSettings(
+    eta=1, batch_groups=4, group_size=2, max_running=8, max_retries=2, checkpoint_every=5, seed=0, checkpoint_root="run"
+)
+
+
+class World:
+    """A loop and the scripted parts around it. Must be made inside a running event loop."""
+
+    def __init__(
+        self, settings: LoopSettings, generators: list[ScriptedGenerator], learner: ScriptedLearner, num_tasks: int = 50
+    ) -> None:
+        self.generators, self.learner = generators, learner
+        self.loop = TrainingLoop(
+            settings, make_tasks(num_tasks), generators, learner, clock=asyncio.get_running_loop().time
+        )
+
+    async def run(self, num_steps: int) -> dict[str, Any]:
+        return await self.loop.run(num_steps)

@@ -2,7 +2,8 @@
 
 A checkpoint is a folder: an ordinary Hugging Face model folder (weights in safetensors, configuration, tokenizer) plus
 training_state.pt (optimiser, random generators; read with weights_only, so nothing in it is executed) and extra.json.
-Invariant: a folder under its final name is complete, because it is written beside it and renamed. Called by the learner.
+Invariant: a folder under its final name is complete, because it is written beside it and renamed. Called by the
+learner.
 """
 
 from __future__ import annotations
@@ -117,7 +118,10 @@ def _random_state() -> dict[str, Any]:
     numpy_state: Any = np.random.get_state(legacy=False)
     state: dict[str, Any] = {
         "torch": torch.get_rng_state(),
-        "numpy": {**numpy_state, "state": {"key": numpy_state["state"]["key"].tolist(), "pos": numpy_state["state"]["pos"]}},
+        "numpy": {
+            **numpy_state,
+            "state": {"key": numpy_state["state"]["key"].tolist(), "pos": numpy_state["state"]["pos"]},
+        },
         "python": random.getstate(),
     }
     if torch.cuda.is_available():

@@ -1,7 +1,7 @@
 """The GRPO learner: one call, one batch of groups, one new policy version.
 
-Invariants: every group given is trained whole and once; gradients are those of the whole update, normalised by its count of
-trained tokens, however it is cut into micro-batches. No Ray, no engine. Called by the learner actor.
+Invariants: every group given is trained whole and once; gradients are those of the whole update, normalised by its
+count of trained tokens, however it is cut into micro-batches. No Ray, no engine. Called by the learner actor.
 """
 
 from __future__ import annotations
@@ -38,9 +38,7 @@ class GrpoTrainer:
         self.accelerator = make_accelerator(config.learner)
         policy.model.to(self.accelerator.device)
         self.parameters = trainable_parameters(policy, config.policy.train_vision)
-        self.optimizer = make_optimizer(
-            self.parameters.values(), self.config.learning_rate, self.config.weight_decay
-        )
+        self.optimizer = make_optimizer(self.parameters.values(), self.config.learning_rate, self.config.weight_decay)
         self.num_updates = 0
         """Optimiser updates done."""
         self.reference: Policy | None = None
@@ -105,7 +103,10 @@ class GrpoTrainer:
     def _backward(
         self, batch: Batch, advantages: torch.Tensor, num_tokens: int, anchor: torch.Tensor | None
     ) -> tuple[float, float, TokenSums]:
-        """Add one micro-batch's gradients; `advantages` [B]. Returns its share of the loss, its entropy sum, its sums."""
+        """Add one micro-batch's gradients; `advantages` [B]. Returns its share of the loss, its entropy sum.
+
+        Its sums.
+        """
         per_token = advantages.to(batch.loss_mask.device)[:, None].expand(batch.loss_mask.shape)[batch.loss_mask]
         reference = self._reference_logprobs(batch)
         with self.accelerator.autocast():

@@ -42,7 +42,10 @@ def warmup_constant(step: int, warmup_steps: int) -> float:
 
 
 def warmup_cosine(step: int, warmup_steps: int, num_steps: int, floor: float = 0.1) -> float:
-    """Share of the peak rate at update `step` (from 0): linear warm-up, then half a cosine down to `floor` at the end."""
+    """Share of the peak rate at update `step` (from 0): linear warm-up.
+
+    Then half a cosine down to `floor` at the end.
+    """
     if step < warmup_steps:
         return (step + 1) / (warmup_steps + 1)
     progress = min(1.0, (step - warmup_steps) / max(1, num_steps - 1 - warmup_steps))

@@ -135,7 +135,7 @@ def _measurements(rng: Generator) -> tuple[str, dict[str, str]]:
     """A line as a measuring program prints it, and its numbers by name."""
     long_axis, width, height = (float(np.exp(rng.uniform(np.log(4), np.log(300)))) for _ in range(3))
     area = float(np.exp(rng.uniform(np.log(0.2), np.log(300))))
-    unit = pick(rng, ["HU", "intensity"])
+    unit = pick(rng, ["HU", "signal", "intensity"])
     mean = float(rng.uniform(-1000, 800)) if unit == "HU" else float(rng.uniform(0, 999))
     values = {
         "long axis": rounded(long_axis),

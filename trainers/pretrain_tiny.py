@@ -26,15 +26,32 @@ from medvista_ray.models.policy import Policy, load_policy
 from medvista_ray.models.tiny_architecture import build_tiny_model, build_tiny_processor, save_policy_folder
 from medvista_ray.models.tiny_tokenizer import build_tiny_tokenizer
 from medvista_ray.protocol import system_prompt
-from medvista_ray.protocol.grammar import render_call
 from medvista_ray.rollout.chat import ChatFormat
 from medvista_ray.rollout.pictures import policy_picture
-from medvista_ray.tools.catalog import TOOLS, load_tools
 from medvista_ray.types import AnswerKind, Episode, EpisodeStatus, Observation, Split, Task
 from trainers.pretrain_data import PretrainMixture, Sample, corpus
 
 VOCAB_SIZE = 4096
 TOKENIZER_SAMPLES = 3000
+PROTOCOL_TEXTS = (
+    system_prompt((), 0),
+    'Think, then call one tool: <think>...</think><tool_call>{"name": "...", "arguments": {...}}</tool_call>',
+    "At most calls. Boxes are [x0, y0, x1, y1], integers 0..1000. Tools:",
+    "zoom_in(image_index: int = 0, bbox: [x0, y0, x1, y1], scale?: float): crop and enlarge a region.",
+    "segment_medical(image_index: int = 0, bbox: [x0, y0, x1, y1]): outline the structure in a box.",
+    "measure(bbox?: [x0, y0, x1, y1], mask_index?: int, image_index: int = 0, reference_bbox?: [x0, y0, x1, y1], "
+    "reference_mask_index?: int): size, area, mean value and center of a box or mask.",
+    "search_text(query: str, k?: int = 3): look up codes and terms by their words.",
+    '{"name": "zoom_in", "arguments": {"image_index": 0, "bbox": [1, 2, 3, 4]}}',
+    '{"name": "segment_medical", "arguments": {"image_index": 0, "bbox": [1, 2, 3, 4]}}',
+    '{"name": "measure", "arguments": {"mask_index": 0}}',
+    '{"name": "measure", "arguments": {"bbox": [1, 2, 3, 4], "reference_bbox": [1, 2, 3, 4]}}',
+    '{"name": "search_text", "arguments": {"query": "term"}}',
+    "It is too small, I zoom in. I need a closer look. I outline the structure. First the outline. I measure it. Now I "
+    "measure. I look it up. I search for the term. Now I know. I have it.",
+    "image 1 shows this region. mask 0: box [1, 2, 3, 4]. reference mean 1 HU: region is higher; region is smaller",
+)
+"""Prompts, calls and replies, for the tokenizer's merges only: the base is not trained on them."""
 NO_TASK = Task(
     id="pretrain", source="", family="", split=Split.TRAIN, subject="", modality="", question="", answer="", kind=AnswerKind.TEXT
 )
@@ -63,45 +80,36 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--steps", type=int, default=2500, help="optimiser steps")
-    parser.add_argument("--batch", type=int, default=64, help="samples per step")
+    parser.add_argument("--steps", type=int, default=3000, help="optimiser steps")
+    parser.add_argument("--batch", type=int, default=32, help="samples per step")
     parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights and data")
     parser.add_argument("--threads", type=int, default=2, help="torch threads")
+    parser.add_argument("--decay", action="store_true", help="decay the rate to a tenth (the last phase of a run)")
     parser.add_argument("--resume", action="store_true", help="start from the weights in --out")
     return parser.parse_args()
 
 
 def _policy(arguments: argparse.Namespace) -> Policy:
     if not arguments.resume:
-        tokenizer = build_tiny_tokenizer(corpus(TOKENIZER_SAMPLES, arguments.seed, _tool_texts()), VOCAB_SIZE)
+        tokenizer = build_tiny_tokenizer(corpus(TOKENIZER_SAMPLES, arguments.seed, list(PROTOCOL_TEXTS) * 100), VOCAB_SIZE)
         processor = build_tiny_processor(tokenizer)
         save_policy_folder(build_tiny_model(processor.tokenizer, arguments.seed), processor, arguments.out)
     return load_policy(arguments.out)
 
 
-def _tool_texts() -> list[str]:
-    """Prompts and calls, for the tokenizer's merges only: the base is not trained on them."""
-    specs = load_tools(TOOLS.names())
-    calls = [
-        render_call(spec.name, {key: 0 if "index" in key else "term" for key in spec.Args.model_fields}) for spec in specs
-    ]
-    box = render_call("zoom_in", {"image_index": 0, "bbox": [1, 2, 3, 4]})
-    return ([system_prompt(specs, 6), *(calls * 5), box] * 50) + ["image  shows this region.", "mask : box [, , , ]."] * 50
-
-
 def train(policy: Policy, arguments: argparse.Namespace, console: Console) -> list[float]:
-    """Cross-entropy on the answers; linear warm-up, cosine decay to a tenth."""
+    """Cross-entropy on the answers."""
     weights = [w for w in policy.model.parameters() if w.requires_grad]
     optimiser = torch.optim.AdamW(weights, lr=arguments.lr, betas=(0.9, 0.98), weight_decay=0.02)
     chat = ChatFormat.from_policy(policy.tokenizer, policy.model_type)
-    mixture = iter(PretrainMixture(arguments.seed + (1 if arguments.resume else 0)))
+    mixture = iter(PretrainMixture(arguments.seed + (1000 if arguments.resume else 0)))
     losses: list[float] = []
     started = time.perf_counter()
     policy.model.train()
     for step in range(arguments.steps):
         for group in optimiser.param_groups:
-            group["lr"] = arguments.lr * _schedule(step, arguments.steps)
+            group["lr"] = arguments.lr * _schedule(step, arguments.steps, arguments.decay)
         losses.append(_step(policy, chat, mixture, arguments.batch, optimiser))
         if step % 50 == 49:
             speed = (step + 1) / (time.perf_counter() - started)
@@ -111,10 +119,11 @@ def train(policy: Policy, arguments: argparse.Namespace, console: Console) -> li
     return losses
 
 
-def _schedule(step: int, total: int, warmup: int = 50) -> float:
+def _schedule(step: int, total: int, decay: bool, warmup: int = 50) -> float:
+    """Share of the peak rate: a linear warm-up, then constant, or a cosine to a tenth in the last phase."""
     if step < warmup:
         return (step + 1) / warmup
-    return 0.1 + 0.45 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+    return 0.1 + 0.45 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup))) if decay else 1.0
 
 
 def _step(policy: Policy, chat: ChatFormat, mixture: Iterator[Sample], batch: int, optimiser: torch.optim.Optimizer) -> float:

@@ -1,7 +1,7 @@
 """Supervised fine-tuning: imitate whole episodes, on the tokens a policy would have sampled.
 
-Invariant: each episode is used once per epoch, in an order that the seed fixes; the loss of an update is the mean over its
-trained tokens, however it is cut into micro-batches. Called by the learner.
+Invariant: each episode is used once per epoch, in an order that the seed fixes; the loss of an update is the mean over
+its trained tokens, however it is cut into micro-batches. Called by the learner.
 """
 
 from __future__ import annotations

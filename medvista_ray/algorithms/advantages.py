@@ -1,6 +1,7 @@
 """How much better than its group an episode was.
 
-Invariant: a group whose rewards are all equal teaches nothing, so its advantages are exactly zero. Called by the GRPO trainer.
+Invariant: a group whose rewards are all equal teaches nothing, so its advantages are exactly zero. Called by the GRPO
+trainer.
 
 Shapes: N groups, G episodes of a group.
 """

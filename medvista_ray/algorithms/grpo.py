@@ -1,7 +1,8 @@
 """The GRPO loss: clipped surrogate with token-level truncated importance sampling.
 
-Pure torch: no model, no configuration objects. Invariant: the loss of micro-batches adds up to the loss of the whole batch,
-since every one is divided by the same global count of trained tokens. Called by the GRPO trainer, once per micro-batch.
+Pure torch: no model, no configuration objects. Invariant: the loss of micro-batches adds up to the loss of the whole
+batch, since every one is divided by the same global count of trained tokens. Called by the GRPO trainer, once per
+micro-batch.
 
 Shapes: [N] over the sampled tokens of a micro-batch.
 """
@@ -56,14 +57,15 @@ def grpo_loss(
 ) -> tuple[torch.Tensor, TokenSums]:
     """Scalar loss (to minimise) of the N given tokens, divided by `num_tokens`, the count over the whole update.
 
-    loss = - sum of w * min(r A, clip(r, 1 - clip_low, 1 + clip_high) A) / num_tokens [+ kl_coef * sum of k3 / num_tokens]
-    with r = exp(logprobs - proximal) and w = min(exp(proximal - behaviour), tis_cap) without gradient.
+    loss = - sum of w * min(r A, clip(r, 1 - clip_low, 1 + clip_high) A) / num_tokens [+ kl_coef * sum of k3 /
+    num_tokens] with r = exp(logprobs - proximal) and w = min(exp(proximal - behaviour), tis_cap) without gradient.
 
-    `logprobs` [N] of the policy, with gradients; `behaviour` [N] of the engine; `advantages` [N] of each token's episode;
-    `proximal` [N] of the policy before the batch's first update (None: this is the first update, so `logprobs` itself);
-    `reference` [N] of the frozen policy, needed if kl_coef > 0.
-    Clipped surrogate: PPO (arXiv 1707.06347, eq. 7); asymmetric clip and normalisation by tokens: DAPO (arXiv 2503.14476,
-    sections 3.1, 3.3); separate proximal policy: decoupled PPO (arXiv 2110.00641) as in AReaL (arXiv 2505.24298).
+    `logprobs` [N] of the policy, with gradients; `behaviour` [N] of the engine; `advantages` [N] of each token's
+    episode; `proximal` [N] of the policy before the batch's first update (None: this is the first update, so
+    `logprobs` itself); `reference` [N] of the frozen policy, needed if kl_coef > 0.
+    Clipped surrogate: PPO (arXiv 1707.06347, eq. 7); asymmetric clip and normalisation by tokens: DAPO (arXiv
+    2503.14476, sections 3.1, 3.3); separate proximal policy: decoupled PPO (arXiv 2110.00641) as in AReaL (arXiv
+    2505.24298).
     """
     anchor = logprobs.detach() if proximal is None else proximal
     ratio = (logprobs - anchor).exp()

@@ -1,4 +1,4 @@
-"""Obtain one archive with the user's own package manager: `pip download` (or `apt-get download`), then check its sha256.
+"""Obtain one archive with the user's own package manager: `pip download` (or `apt-get download`); check its sha256.
 
 Invariant: <root>/downloads holds only archives whose checksum was right when they were put there. Called by `fetching`.
 """
@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,8 +21,8 @@ from medvista_ray.errors import AssetError
 _POLL_S = 0.2
 _NUM_TAIL_LINES = 4
 
-# pip asks a source package for its metadata even when it only downloads. This package's old set-up script calls two names
-# that Python 3.12 removed; they are put back for that one subprocess.
+# pip asks a source package for its metadata even when it only downloads. An old set-up script calls two names that
+# Python 3.12 removed; they are put back for that one subprocess.
 _OLD_NAMES = """\
 import configparser
 if not hasattr(configparser, "SafeConfigParser"):
@@ -54,7 +54,7 @@ def _require_space(asset: Asset) -> None:
 
 
 @contextmanager
-def _work_folder(parent: Path) -> Iterator[Path]:
+def _work_folder(parent: Path) -> Generator[Path]:
     parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=parent))
     try:
@@ -124,7 +124,9 @@ def _raise_on_failure(asset: Asset, output: str, code: int) -> None:
     if "No space left on device" in output or "Disk quota exceeded" in output:
         raise AssetError(no_space(asset.name, asset.bytes_needed))
     if "No module named pip" in output:
-        raise AssetError(f"{sys.executable} has no pip, which fetches {asset.name!r}; run: {sys.executable} -m ensurepip")
+        raise AssetError(
+            f"{sys.executable} has no pip, which fetches {asset.name!r}; run: {sys.executable} -m ensurepip"
+        )
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     tail = " | ".join(lines[-_NUM_TAIL_LINES:])
     raise AssetError(

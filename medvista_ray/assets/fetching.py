@@ -11,7 +11,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,8 +47,8 @@ Report = Callable[[Progress], None]
 def fetch(names: Iterable[str] | None = None, progress: Report | None = None) -> list[Asset]:
     """Bring the named assets (None: all) into the cache; those that are there now.
 
-    An optional asset that cannot be had is reported as "skipped" and left out. Raises AssetError (offline, wrong checksum,
-    full disk) and UnknownNameError; the assets fetched before the error stay.
+    An optional asset that cannot be had is reported as "skipped" and left out. Raises AssetError (offline, wrong
+    checksum, full disk) and UnknownNameError; the assets fetched before the error stay.
     """
     return fetch_assets(select(names), progress)
 
@@ -114,7 +114,7 @@ def _extract(asset: Asset, archive: Path | None, report: Report) -> None:
 
 
 @contextmanager
-def _lock(asset: Asset, report: Report) -> Iterator[None]:
+def _lock(asset: Asset, report: Report) -> Generator[None]:
     """Exclusive over processes; the kernel releases it if this process dies."""
     path = store.cache_root() / ".lock"
     with store.disk_errors("the lock file", 0):

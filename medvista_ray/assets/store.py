@@ -1,11 +1,11 @@
 """The cache on disk: where it is, what is in it, whether it is intact, and arrays derived from it.
 
     <root>/downloads/<archive>                kept, so that nothing is downloaded twice
-    <root>/assets/<name>-<version>/           extracted members and manifest.json (each file's size and sha256)
+    <root>/assets/<name>-<version>/           members, and manifest.json (each file's size and sha256)
     <root>/assets/<name>-<version>/derived/   converted copies, made on first use
 
-Invariant: an asset's folder appears by one rename, complete and with its manifest, or not at all. Called by everything that
-reads an asset; `fetching` is the only writer of assets.
+Invariant: an asset's folder appears by one rename, complete and with its manifest, or not at all. Called by everything
+that reads an asset; `fetching` is the only writer of assets.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -133,7 +133,7 @@ def copy_hashed(source: IO[bytes], target: Path, advance: Callable[[int], None])
 
 
 @contextmanager
-def staged_folder(target: Path) -> Iterator[Path]:
+def staged_folder(target: Path) -> Generator[Path]:
     """A temporary folder beside `target` that takes its place if the block ends well, and vanishes if not."""
     target.parent.mkdir(parents=True, exist_ok=True)
     stage = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=target.parent))
@@ -158,7 +158,7 @@ def sweep() -> None:
 
 
 @contextmanager
-def disk_errors(what: str, num_bytes: int) -> Iterator[None]:
+def disk_errors(what: str, num_bytes: int) -> Generator[None]:
     """Turn a full or read-only disk into an AssetError that names the folder and the bytes needed."""
     try:
         yield
@@ -166,8 +166,15 @@ def disk_errors(what: str, num_bytes: int) -> Iterator[None]:
         if error.errno in _NO_SPACE:
             raise AssetError(no_space(what, num_bytes)) from error
         if error.errno in _READ_ONLY:
-            raise AssetError(f"{cache_root()} cannot be written ({error}); set MEDVISTA_CACHE to another folder") from error
+            raise AssetError(
+                f"{cache_root()} cannot be written ({error}); set MEDVISTA_CACHE to another folder"
+            ) from error
         raise
+
+
+def is_read_only(error: AssetError) -> bool:
+    """Whether `disk_errors` raised it because the cache may not be written."""
+    return isinstance(error.__cause__, OSError) and error.__cause__.errno in _READ_ONLY
 
 
 def no_space(what: str, num_bytes: int) -> str:
@@ -200,14 +207,14 @@ def derived_array(name: str, key: str, build: Callable[[], NDArray[Any]]) -> NDA
         with disk_errors(f"{name}/{key}", array.nbytes):
             write_atomically(path, lambda file: np.save(file, array, allow_pickle=False))
     except AssetError as error:
-        if isinstance(error.__cause__, OSError) and error.__cause__.errno in _READ_ONLY:
-            array.setflags(write=False)
-            return array
-        raise
+        if not is_read_only(error):
+            raise
+        array.setflags(write=False)
+        return array
     return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
 
 
-def write_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Create or replace a file in one step; processes that race each write the same bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=PARTIAL, dir=path.parent)

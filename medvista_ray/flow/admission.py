@@ -3,7 +3,7 @@
 Owns the counts of groups by state. Invariants, checked after every event:
 
 - num_submitted == num_trained + num_filtered + num_failed + num_in_flight, in flight = waiting + running + ready;
-- a group that was dispatched to a generator serving version v is trained at the learner's version v + eta at the latest.
+- a group that was dispatched to a generator of version v is trained at the learner's version v + eta at the latest.
 
 The second holds by two rules. B is the batch size in groups, k the learner's version, `accepted` the groups that
 finished and entered (or passed) the inbox, that is ready + trained; filtered and failed groups give their place back.

@@ -1,7 +1,7 @@
 """Tasks that run beside the main coroutine, none of whose errors is lost.
 
-Invariant: the first error of any background task reaches the main coroutine through `raise_error`, and `close` leaves no
-task behind. Called by `flow.loop` and `flow.fleet`.
+Invariant: the first error of any background task reaches the main coroutine through `raise_error`, and `close` leaves
+no task behind. Called by `flow.loop` and `flow.fleet`.
 """
 
 from __future__ import annotations

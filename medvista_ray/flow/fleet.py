@@ -1,8 +1,8 @@
 """The generators: which one works on what, which version each serves, and how a broken one comes back.
 
-Invariants: a generator gets work only after it has completely loaded a published version; its versions only grow while
-it lives; loads run one after another per generator and never stop its work; one death is handled once, however many of its
-groups report it. Called by `flow.loop`.
+Invariants: a generator gets work only after it has completely loaded a published version; its versions only grow
+while it lives; loads run one after another per generator and never stop its work; one death is handled once, however
+many of its groups report it. Called by `flow.loop`.
 """
 
 from __future__ import annotations

@@ -187,6 +187,6 @@ class GroupLedger:
         filtered, failed = self._unused_in_a_row[GroupState.FILTERED], self._unused_in_a_row[GroupState.FAILED]
         return (
             f"no group could be trained among the last {filtered + failed}: {filtered} had equal rewards in all "
-            f"episodes (the tasks are too easy or too hard for this policy, or the temperature is too low) and {failed} failed "
-            "(see the log for the tools' and generators' errors)"
+            f"episodes (the tasks are too easy or too hard for this policy, or the temperature is too low) and "
+            f"{failed} failed (see the log for the tools' and generators' errors)"
         )

@@ -1,10 +1,11 @@
 """The asynchronous loop: generators sample while the learner trains; nobody waits longer than the invariants ask.
 
 Owns the order of events, nothing else: counts and staleness are `flow.groups` and `flow.admission`, generators
-`flow.fleet`, numbers `flow.stats`. Who waits for whom: the learner for a batch, a generator for admission, nobody for a
-weight update. Invariants: submitted == trained + filtered + failed + in flight after every event; every group is trained
-once or not at all; a checkpoint holds learner, admission, sampler and prompts in flight as of one instant. Knows neither Ray nor torch: the
-coordinator actor runs it with actors, unit tests with scripted ones. One asyncio loop only.
+`flow.fleet`, numbers `flow.stats`. Who waits for whom: the learner for a batch, a generator for admission, nobody for
+a weight update. Invariants: submitted == trained + filtered + failed + in flight after every event; every group is
+trained once or not at all; a checkpoint holds learner, admission, sampler and prompts in flight as of one instant.
+Knows neither Ray nor torch: the coordinator actor runs it with actors, unit tests with scripted ones. One asyncio
+loop only.
 """
 
 from __future__ import annotations
@@ -175,7 +176,7 @@ class TrainingLoop:
         """Give out groups while admission allows: those that wait for a second try first, then new ones."""
         while not self._stopping and (slot := self.fleet.pick(self._admission.capacity)) is not None:
             record = self.ledger.next_waiting() or self.ledger.submit(self._sampler.next())
-            self.ledger.dispatch(record, self.ledger.version)
+            self.ledger.dispatch(record, slot.version)
             self._background.start(self._run_group(slot, self.fleet.reserve(slot), record))
         self.fleet.settle()
 

@@ -1,6 +1,7 @@
 """Where the records of steps go: a line of metrics.jsonl, TensorBoard scalars, a bounded tail for the progress display.
 
-Invariant: only declared metrics are written (see `medvista_ray.metrics`). Made by the coordinator, called by `flow.loop`.
+Invariant: only declared metrics are written (see `medvista_ray.metrics`). Made by the coordinator, called by
+`flow.loop`.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
-"""Episodes as the rectangular tensors that one forward takes.
+"""Episodes as the tensors that one forward takes.
 
-Owns micro-batching. Invariants: an episode is never cut; padding is on the right (so that causal attention needs no mask);
-each distinct picture of a micro-batch is there once; placeholders and picture features match one to one. Called by trainers.
+Owns micro-batching. Invariants: an episode is never cut; episodes of one question stay together where they fit, so that
+what they begin with is computed once; each distinct picture of a micro-batch is there once; placeholders and picture
+features match one to one. Called by trainers.
 
-Shapes: E episodes, B rows of one micro-batch, L padded length, P placeholders' pictures, D distinct pictures.
+Shapes: E episodes, B rows of one micro-batch, L padded length, P pictures in the rows, R pictures in the packed row,
+D distinct pictures.
 """
 
 from __future__ import annotations
@@ -15,8 +17,12 @@ import numpy as np
 import torch
 
 from medvista_ray.errors import InvariantError
+from medvista_ray.models.packing import Packing, families_of, pack
 from medvista_ray.models.policy import Picture, PolicyInputs
 from medvista_ray.types import Episode
+
+Content = tuple[tuple[int, ...], bytes]
+"""A picture's shape and values."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,10 @@ class Batch:
     """Arguments of `get_image_features` for the D distinct pictures; empty without pictures."""
     image_index: torch.Tensor
     """[P] int64: distinct picture behind each placeholder run, rows first."""
+    packing: Packing
+    """How the rows are laid end to end for the forward."""
+    packed_images: torch.Tensor
+    """[R] int64: distinct picture behind each placeholder run of the packed row."""
 
     def to(self, device: torch.device | str) -> Batch:
         """The same on `device`."""
@@ -42,53 +52,78 @@ class Batch:
             behaviour=self.behaviour.to(device),
             pixels={name: tensor.to(device) for name, tensor in self.pixels.items()},
             image_index=self.image_index.to(device),
+            packing=self.packing.to(device),
+            packed_images=self.packed_images.to(device),
         )
 
 
 def build_batch(episodes: Sequence[Episode], policy: PolicyInputs) -> Batch:
     """Pad `episodes` to one rectangle.
 
-    Raises InvariantError, naming the task, if an episode's arrays disagree or its placeholders do not match its pictures.
+    Raises InvariantError, naming the task, if an episode's arrays disagree or its placeholders do not match its
+    pictures.
     """
     for episode in episodes:
         _check(episode, policy)
     length = max(len(episode.token_ids) for episode in episodes)
     distinct, index = share_images([image for episode in episodes for image in episode.images])
+    keys = _keys(episodes, index, policy)
+    packing = pack(keys, families_of([episode.task.id for episode in episodes]))
     return Batch(
         token_ids=_pad([e.token_ids.astype(np.int64) for e in episodes], length, policy.padding_id),
         loss_mask=_pad([e.loss_mask.astype(np.bool_) for e in episodes], length, False),
         behaviour=_pad([e.logprobs.astype(np.float32) for e in episodes], length, 0.0),
         pixels=policy.pixel_inputs(distinct) if distinct else {},
         image_index=torch.tensor(index, dtype=torch.int64),
+        packing=packing,
+        packed_images=_packed_images(keys, packing, policy, distinct),
     )
 
 
 def split_microbatches(
     episodes: Sequence[Episode], tokens_per_microbatch: int, max_images: int | None = None
 ) -> list[list[int]]:
-    """Indices of `episodes`, longest first, in micro-batches of at most `tokens_per_microbatch` padded tokens.
+    """Indices of `episodes` in micro-batches of at most `tokens_per_microbatch` tokens, padded within each question.
 
-    `max_images` bounds the distinct pictures of one micro-batch (None: a bound that grows with the tokens). An episode
-    that alone exceeds a bound gets a micro-batch of its own. Deterministic: ties keep their order.
+    Episodes of one question stay together where they fit, longest first. `max_images` bounds the distinct pictures of
+    one micro-batch (None: a bound that grows with the tokens). An episode that alone exceeds a bound gets a
+    micro-batch of its own. Deterministic: ties keep their order.
     """
     bound = max_images or max(1, tokens_per_microbatch // 64)
     batches: list[list[int]] = []
-    longest, pictures = 0, set[tuple[tuple[int, ...], bytes]]()
-    for index in sorted(range(len(episodes)), key=lambda i: -len(episodes[i].token_ids)):
-        keys = {_content(image) for image in episodes[index].images}
-        fits = batches and longest * (len(batches[-1]) + 1) <= tokens_per_microbatch and len(pictures | keys) <= bound
-        if fits:
-            batches[-1].append(index)
-            pictures |= keys
+    used, pictures = 0, set[Content]()
+    for piece in _pieces(episodes, tokens_per_microbatch, bound):
+        size = len(piece) * len(episodes[piece[0]].token_ids)
+        shown = {_content(image) for index in piece for image in episodes[index].images}
+        if batches and used + size <= tokens_per_microbatch and len(pictures | shown) <= bound:
+            batches[-1] += piece
+            used, pictures = used + size, pictures | shown
         else:
-            batches.append([index])
-            longest, pictures = len(episodes[index].token_ids), keys
+            batches.append(list(piece))
+            used, pictures = size, shown
     return batches
+
+
+def _pieces(episodes: Sequence[Episode], max_tokens: int, max_images: int) -> list[list[int]]:
+    """Each family's episodes, longest first, cut only where a bound demands it."""
+    pieces: list[list[int]] = []
+    for family in families_of([episode.task.id for episode in episodes]):
+        longest, pictures = 0, set[Content]()
+        for place, index in enumerate(sorted(family, key=lambda i: -len(episodes[i].token_ids))):
+            shown = {_content(image) for image in episodes[index].images}
+            padded = longest * (len(pieces[-1]) + 1) if place else 0
+            if place and padded <= max_tokens and len(pictures | shown) <= max_images:
+                pieces[-1].append(index)
+                pictures |= shown
+            else:
+                pieces.append([index])
+                longest, pictures = len(episodes[index].token_ids), shown
+    return pieces
 
 
 def share_images(images: Sequence[Picture]) -> tuple[list[Picture], list[int]]:
     """The distinct pictures by content, in order of first appearance, and for each picture its place among them."""
-    places: dict[tuple[tuple[int, ...], bytes], int] = {}
+    places: dict[Content, int] = {}
     distinct: list[Picture] = []
     index: list[int] = []
     for image in images:
@@ -99,8 +134,38 @@ def share_images(images: Sequence[Picture]) -> tuple[list[Picture], list[int]]:
     return distinct, index
 
 
-def _content(image: Picture) -> tuple[tuple[int, ...], bytes]:
+def _content(image: Picture) -> Content:
     return image.shape, image.tobytes()
+
+
+def _keys(episodes: Sequence[Episode], index: Sequence[int], policy: PolicyInputs) -> list[np.ndarray]:
+    """Token ids of each episode, with -1 - (distinct picture) in place of a picture's tokens."""
+    shown = iter(index)
+    rows: list[np.ndarray] = []
+    for episode in episodes:
+        row = episode.token_ids.astype(np.int64)
+        runs = [(-1 - next(shown), policy.num_image_tokens(image)) for image in episode.images]
+        row[row == policy.image_token_id] = np.repeat([run[0] for run in runs], [run[1] for run in runs])
+        rows.append(row)
+    return rows
+
+
+def _packed_images(
+    keys: Sequence[np.ndarray], packing: Packing, policy: PolicyInputs, distinct: Sequence[Picture]
+) -> torch.Tensor:
+    """[R] distinct picture of each run of picture tokens in the packed row."""
+    width = max(len(row) for row in keys)
+    flat = np.zeros(len(keys) * width, dtype=np.int64)
+    for place, row in enumerate(keys):
+        flat[place * width : place * width + len(row)] = row
+    tokens = flat[packing.source.numpy()]
+    names = -1 - tokens[tokens < 0]
+    runs: list[int] = []
+    start = 0
+    while start < len(names):
+        runs.append(int(names[start]))
+        start += policy.num_image_tokens(distinct[runs[-1]])
+    return torch.tensor(runs, dtype=torch.int64)
 
 
 def _pad(rows: Sequence[np.ndarray], length: int, fill: float) -> torch.Tensor:

@@ -1,21 +1,24 @@
 """Log-probabilities of the tokens an engine sampled, with gradients, as cheaply as they can be had.
 
 Owns the learner's forward. Invariants: the softmax runs over the allowed tokens at the sampling temperature, as in the
-engine; each distinct picture is encoded once and its features reach every place that shows it; logits exist only for
-sampled positions. Called by trainers.
+engine; each distinct picture is encoded once and its features reach every place that shows it; a prefix that episodes
+share is computed once; logits exist only for sampled positions. Called by trainers.
 
-Shapes: B rows, L padded length, N sampled tokens of the micro-batch (row-major), H hidden, V vocabulary.
+Shapes: B rows, L padded length, T packed tokens, N sampled tokens of the micro-batch (row-major), H hidden, V
+vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from medvista_ray.models.attention import PACKED, attention_of
 from medvista_ray.models.batching import Batch
 from medvista_ray.models.policy import Policy
 
@@ -34,7 +37,10 @@ class SampledLogprobs:
 
 
 def token_logprobs(policy: Policy, batch: Batch, temperature: float, banned: Sequence[int] = ()) -> torch.Tensor:
-    """[B, L] float32: log-probability of each sampled token given all before it, 0 elsewhere (see `sampled_logprobs`)."""
+    """[B, L] float32: log-probability of each sampled token given all before it.
+
+    0 elsewhere (see `sampled_logprobs`).
+    """
     values = sampled_logprobs(policy, batch, temperature, banned).values
     dense = torch.zeros(batch.loss_mask.shape, dtype=torch.float32, device=values.device)
     return dense.masked_scatter(batch.loss_mask, values)
@@ -46,7 +52,7 @@ def sampled_logprobs(policy: Policy, batch: Batch, temperature: float, banned: S
     """
     hidden = hidden_states(policy, batch)
     # The state at position t - 1 predicts token t.
-    rows = hidden[:, :-1][batch.loss_mask[:, 1:]]
+    rows = hidden.index_select(0, batch.packing.place[:, :-1][batch.loss_mask[:, 1:]])
     targets = batch.token_ids[batch.loss_mask]
     bias = _ban(policy, banned, hidden.device)
     head = policy.model.lm_head
@@ -62,24 +68,49 @@ def sampled_logprobs(policy: Policy, batch: Batch, temperature: float, banned: S
 
 
 def hidden_states(policy: Policy, batch: Batch) -> torch.Tensor:
-    """[B, L, H] last hidden states. Padding is on the right, so plain causal attention is right without a mask."""
-    arguments: dict[str, Any] = {"input_ids": batch.token_ids, "use_cache": False}
+    """[T, H] last hidden states of the packed tokens."""
+    trunk = policy.model.model
+    arguments: dict[str, Any] = {"use_cache": False, "packing": batch.packing}
     if batch.pixels:
         arguments["mm_encoder_outputs"] = {"image": _encode_images(policy, batch)}
-        if "image_grid_thw" in batch.pixels:
-            arguments["image_grid_thw"] = batch.pixels["image_grid_thw"][batch.image_index]
-            arguments["mm_token_type_ids"] = (batch.token_ids == policy.image_token_id).int()
-    return policy.model.model(**arguments).last_hidden_state
+    tokens = batch.token_ids.flatten()[batch.packing.source][None]
+    with attention_of(trunk.language_model, PACKED):
+        states = trunk(input_ids=tokens, position_ids=_positions(policy, batch), **arguments).last_hidden_state
+    return states[0]
+
+
+def _positions(policy: Policy, batch: Batch) -> torch.Tensor:
+    """Position within the episode of each packed token: [1, T], or for Qwen [3, 1, T] (time, row and column)."""
+    source, width = batch.packing.source, batch.token_ids.shape[1]
+    if "image_grid_thw" not in batch.pixels:
+        return (source % width)[None]
+    positions, _ = policy.model.model.get_rope_index(
+        batch.token_ids,
+        mm_token_type_ids=(batch.token_ids == policy.image_token_id).int(),
+        image_grid_thw=batch.pixels["image_grid_thw"][batch.image_index],
+    )
+    return positions.flatten(1)[:, None, source]
 
 
 def _encode_images(policy: Policy, batch: Batch) -> Any:
-    """The vision tower's output with one entry per placeholder run, made from one pass over the distinct pictures."""
-    outputs = policy.model.get_image_features(**batch.pixels, return_dict=True)
-    outputs.pooler_output = _repeat(outputs.pooler_output, batch.image_index)
+    """The vision tower's output with one entry per packed placeholder run.
+
+    Made from one pass over the distinct pictures.
+    """
+    with _vision_attention(policy):
+        outputs = policy.model.get_image_features(**batch.pixels, return_dict=True)
+    outputs.pooler_output = _repeat(outputs.pooler_output, batch.packed_images)
     deepstack = getattr(outputs, "deepstack_features", None)
     if deepstack is not None:
-        outputs.deepstack_features = [_repeat(level, batch.image_index) for level in deepstack]
+        outputs.deepstack_features = [_repeat(level, batch.packed_images) for level in deepstack]
     return outputs
+
+
+def _vision_attention(policy: Policy) -> AbstractContextManager[None]:
+    """On a CPU the fused kernel's backward pass over a few dozen patches takes five times as long as plain products."""
+    if policy.model_type == "internvl" and policy.model.device.type == "cpu":
+        return attention_of(policy.model.model.vision_tower, "eager")
+    return nullcontext()
 
 
 def _repeat(features: Any, index: torch.Tensor) -> Any:

@@ -1,8 +1,8 @@
 """A vision-language model as the rest of the code sees it: weights, tokenizer, picture preprocessing, expansion.
 
 Owns which architectures are supported and what differs between them. Invariant: `PolicyInputs.expand` and
-`PolicyInputs.pixel_inputs` give what vLLM gives for the same prompt and pictures, so that the learner trains on what the
-engine saw. Remote code is never run. Called by the learner (weights) and by the scripted expert (inputs only).
+`PolicyInputs.pixel_inputs` give what vLLM gives for the same prompt and pictures, so that the learner trains on what
+the engine saw. Remote code is never run. Called by the learner (weights) and by the scripted expert (inputs only).
 """
 
 from __future__ import annotations
@@ -128,7 +128,9 @@ def resolve_policy(config: PolicyConfig) -> Path:
     if (folder / "config.json").is_file():
         return folder
     if config.path == "tiny" or folder.exists() or config.path.count("/") != 1:
-        raise ConfigError(f'policy.path = {config.path!r}: {folder} has no config.json; give "tiny", a folder or a name')
+        raise ConfigError(
+            f'policy.path = {config.path!r}: {folder} has no config.json; give "tiny", a folder or a name'
+        )
     return _download(config.path)
 
 
@@ -184,4 +186,6 @@ def _download(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=patterns))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"policy.path = {name!r} is neither a folder nor a model that can be fetched: {error}") from error
+        raise ConfigError(
+            f"policy.path = {name!r} is neither a folder nor a model that can be fetched: {error}"
+        ) from error

@@ -1,8 +1,8 @@
 """The shape of the tiny policy: an InternVL small enough that one CPU core trains it.
 
 Owns every size of it and the way it is put on disk. Invariant: a saved folder is an ordinary Hugging Face folder, which
-`AutoModelForImageTextToText.from_pretrained`, `AutoProcessor.from_pretrained` and vLLM load unchanged. Called by the script
-that pre-trains the base weights, and by tests.
+`AutoModelForImageTextToText.from_pretrained`, `AutoProcessor.from_pretrained` and vLLM load unchanged. Called by the
+script that pre-trains the base weights, and by tests.
 """
 
 from __future__ import annotations
@@ -156,7 +156,10 @@ def save_policy_folder(
     folder: str | os.PathLike[str],
     dtype: torch.dtype = torch.float32,
 ) -> Path:
-    """Write weights (as `dtype`), configuration, tokenizer and processor to `folder`; the model given stays as it is."""
+    """Write weights (as `dtype`), configuration, tokenizer and processor to `folder`.
+
+    The model given stays as it is.
+    """
     path = Path(folder)
     state = {name: tensor.detach().to(dtype) for name, tensor in model.state_dict().items()}
     model.save_pretrained(path, state_dict=state)

@@ -68,7 +68,9 @@ def _with_numbers(words: Tokenizer) -> Tokenizer:
     model = json.loads(words.to_str())["model"]
     vocab: dict[str, int] = model["vocab"]
     number_merges = [(a, b) for a, b in product(DIGITS, DIGITS)]
+    # Whichever two digits are joined first (the pair of lower rank), the third joins them.
     number_merges += [(a + b, c) for a, b, c in product(DIGITS, DIGITS, DIGITS)]
+    number_merges += [(a, b + c) for a, b, c in product(DIGITS, DIGITS, DIGITS)]
     for left, right in number_merges:
         vocab.setdefault(left + right, len(vocab))
     word_merges = [tuple(merge) for merge in model["merges"]]

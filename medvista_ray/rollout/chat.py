@@ -99,7 +99,7 @@ class ChatFormat:
         return [*self._turn("system", [], system), *self._newline(), *self._user(observation)]
 
     def observe(self, observation: Observation, *, closed: bool = False) -> list[int]:
-        """What follows a sampled turn: its end (`closed`: it sampled that itself), a user turn, an opened assistant turn."""
+        """What follows a sampled turn: its end (unless sampled: `closed`), a user turn, an opened assistant turn."""
         end = [] if closed else [self.end_id]
         return [*end, *self._newline(), *self._user(observation)]
 

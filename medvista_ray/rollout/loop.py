@@ -98,8 +98,11 @@ async def run_group(
             task, make_env(), engine, chat, config, specs, image_side, temperature, max_model_len=max_model_len
         )
 
-    async with asyncio.TaskGroup() as tasks:
-        running = [tasks.create_task(one()) for _ in range(group_size)]
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            running = [tasks.create_task(one()) for _ in range(group_size)]
+    except ExceptionGroup as failures:  # callers know the plain errors; the others of the group were cancelled
+        raise failures.exceptions[0] from None
     return [done.result() for done in running]
 
 

@@ -50,9 +50,11 @@ class ToolOptions:
 
     num_threads: int | None = None
     """CPU threads of a neural net, for the whole process; None leaves the process as it is."""
+    precision: Literal["float32", "bfloat16"] | None = None
+    """Arithmetic of a neural net; None takes the fastest that the processor has in hardware."""
     embedding_cache_mib: int = 1024
     """Bound of a cache of image embeddings in memory, in MiB."""
-    disk_cache_mib: int = 4096
+    disk_cache_mib: int = 2048
     """Bound of a cache of image embeddings on disk, in MiB; 0 keeps nothing on disk."""
 
 

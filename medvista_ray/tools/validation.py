@@ -48,7 +48,8 @@ def require_one_of(args: BaseModel, *keys: str) -> None:
 
 
 def _refusal(schema: type[BaseModel], problems: list[ErrorDetails]) -> Refusal:
-    key_problems = [problem for problem in problems if problem["type"] in _KEY_ERRORS]
+    # Deeper down, a "missing" item is a list that is too short: a wrong value, not a wrong key.
+    key_problems = [problem for problem in problems if problem["type"] in _KEY_ERRORS and len(problem["loc"]) <= 1]
     code = ErrorCode.E2 if key_problems else ErrorCode.E3
     # An unknown key comes before the missing one it probably stands for.
     first = min(key_problems or problems, key=lambda problem: problem["type"] == "missing")
@@ -61,6 +62,8 @@ def _words(schema: type[BaseModel], problem: ErrorDetails) -> str:
         return f"unknown key {_short(key)} (value {_short(problem['input'])}); {did_you_mean(key, schema.model_fields)}"
     if problem["type"] == "missing" and len(problem["loc"]) == 1:
         return f"missing key {key!r}; keys: {', '.join(schema.model_fields)}"
+    if problem["type"] == "missing":
+        return f"{key} = {_short(problem['input'])}: too few items"
     if not key:
         return problem["msg"]
     where = key + "".join(f"[{part}]" for part in problem["loc"][1:])

@@ -7,12 +7,13 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
 from medvista_ray.protocol import TAGS
 from medvista_ray.rollout.chat import ChatFormat
 from medvista_ray.rollout.engine import Completion, Prompt, Sampling
 from medvista_ray.types import AnswerKind, MedImage, Split, Task
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
 
 SPECIAL = (
     *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "<image>", "<video>"),
@@ -24,7 +25,9 @@ TOKENS_PER_PICTURE = 4
 @cache
 def small_tokenizer(tags: str = "plain") -> Any:
     """Byte-level BPE. The protocol's tags are added tokens ("plain"), special tokens ("special") or text ("absent")."""
-    corpus = [f'<think> the region {i} </think>{{"name": "zoom_in", "arguments": {{"bbox": [{i}, 7]}}}}' for i in range(50)]
+    corpus = [
+        f'<think> the region {i} </think>{{"name": "zoom_in", "arguments": {{"bbox": [{i}, 7]}}}}' for i in range(50)
+    ]
     core = Tokenizer(models.BPE(unk_token=None))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
@@ -56,7 +59,7 @@ def expand(token_ids: Sequence[int], images: Sequence[Any], num_tokens: int = TO
 
 
 class ScriptedEngine:
-    """Writes the given turns one after the other, cut at `max_tokens`; keeps the prompts it saw. Version = turn number."""
+    """Writes the given turns one after the other, cut at `max_tokens`; keeps its prompts. Version = turn number."""
 
     def __init__(self, turns: Sequence[str], tags: str = "plain", num_tokens: int = TOKENS_PER_PICTURE) -> None:
         self.turns = list(turns)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from medvista_ray.algorithms.advantages import group_advantages
 from medvista_ray.algorithms.corrections import k3_divergence, truncated_importance_weights
 from medvista_ray.algorithms.grpo import GrpoTerms, grpo_loss, merge_sums

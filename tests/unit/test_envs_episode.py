@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
+
 from medvista_ray.envs import MedEnv
 from medvista_ray.envs.episode import NO_CALLS_LEFT
 from medvista_ray.errors import InvariantError, ToolInfrastructureError
@@ -14,7 +15,6 @@ from medvista_ray.protocol import ToolCall, render_turn
 from medvista_ray.tools.base import Tool, ToolArgs, ToolContext
 from medvista_ray.tools.client import LocalToolClient
 from medvista_ray.types import ErrorCode, Mask, StepResult, ToolOutcome, ToolResult
-
 from tests.unit.scripted_engine import make_task, ramp_picture
 
 ZOOM = render_turn("closer", ToolCall("zoom_in", {"bbox": [100, 100, 600, 700]}))

@@ -9,32 +9,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.scripted_flow import ScriptedGenerator, ScriptedLearner, Stuck, make_tasks, simulate
 
 from medvista_ray.errors import GeneratorDiedError, InvariantError, RunFolderError, StarvationError
 from medvista_ray.flow.fleet import Limits
 from medvista_ray.flow.loop import LoopSettings, TrainingLoop
 from medvista_ray.types import Group, Task
-
-SETTINGS = LoopSettings(
-    eta=1, batch_groups=4, group_size=2, max_running=8, max_retries=2, checkpoint_every=5, seed=0, checkpoint_root="run"
-)
-
-
-class World:
-    """A loop and the scripted parts around it. Must be made inside a running event loop."""
-
-    def __init__(
-        self, settings: LoopSettings, generators: list[ScriptedGenerator], learner: ScriptedLearner, num_tasks: int = 50
-    ) -> None:
-        self.generators, self.learner = generators, learner
-        self.outcomes: list[tuple[int, str]] = []
-        self.loop = TrainingLoop(
-            settings, make_tasks(num_tasks), generators, learner, clock=asyncio.get_running_loop().time
-        )
-
-    async def run(self, num_steps: int) -> dict[str, Any]:
-        return await self.loop.run(num_steps)
+from tests.scripted_flow import SETTINGS, ScriptedGenerator, ScriptedLearner, Stuck, World, make_tasks, simulate
 
 
 def run_world(settings: LoopSettings, num_steps: int, num_generators: int = 2, seed: int = 0, **script: Any) -> World:
@@ -258,7 +238,11 @@ def test_every_group_is_reported_once_with_its_outcome() -> None:
     outcomes: list[tuple[int, str]] = []
 
     async def main() -> TrainingLoop:
-        generators = [ScriptedGenerator("generator-0", ready_s=0.0, latency_s=(0.001, 0.002), filtered_share=0.3, failed_share=0.2)]
+        generators = [
+            ScriptedGenerator(
+                "generator-0", ready_s=0.0, latency_s=(0.001, 0.002), filtered_share=0.3, failed_share=0.2
+            )
+        ]
         loop = TrainingLoop(
             SETTINGS, make_tasks(9), generators, ScriptedLearner(0.001),
             on_group=lambda group, outcome, step: outcomes.append((group.id, outcome)),

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
+
 from medvista_ray.errors import UserError
 from medvista_ray.tasks.graders import grade, normalise
 from medvista_ray.types import AnswerKind, Task
-
 from tests.unit.scripted_engine import make_task
 
 SIDES = ("left", "right")
@@ -28,7 +28,21 @@ def test_a_choice_is_right_by_its_own_text(answer: str) -> None:
 
 @pytest.mark.parametrize(
     "answer",
-    ["right", "on the left", "left or right", "left, right", "left lung", "not left", "lef", "a", "A", "", " ", ".", None],
+    [
+        "right",
+        "on the left",
+        "left or right",
+        "left, right",
+        "left lung",
+        "not left",
+        "lef",
+        "a",
+        "A",
+        "",
+        " ",
+        ".",
+        None,
+    ],
 )
 def test_a_choice_is_wrong_if_it_is_anything_more_or_less(answer: str | None) -> None:
     assert not grade(choice("left"), answer)
@@ -71,14 +85,38 @@ def test_a_number_is_right_with_or_without_its_unit(answer: str) -> None:
 @pytest.mark.parametrize(
     "answer",
     [
-        *("12-14", "12\u201314", "12 to 14", "12 or 14", "12 14", "between 10 and 14", "12 mm and 13 mm", "12 x 9", "12/2"),
-        *("12 cm", "12 px", "12 HU", "12 mm2", "12 apples", "1,2", "12,5", "-12", "120", "twelve", "mm", "1e1", "nan", "inf"),
-        *("", "?", "the answer is 12", "12 mm, I think", "0x0c", "12..", "1 2"),
+        *(
+            "12-14",
+            "12\u201314",
+            "12 to 14",
+            "12 or 14",
+            "12 14",
+            "between 10 and 14",
+            "12 mm and 13 mm",
+            "12 x 9",
+            "12/2",
+        ),
+        *(
+            "12 cm",
+            "12 px",
+            "12 HU",
+            "12 mm2",
+            "12 apples",
+            "1,2",
+            "12,5",
+            "-12",
+            "120",
+            "twelve",
+            "mm",
+            "1e1",
+            "nan",
+            "inf",
+        ),
+        *("", "?", "the answer is 12", "12 mm, I think", "0x0c", "1 2"),
     ],
 )
 def test_a_number_is_wrong_if_it_hedges_or_changes_unit(answer: str) -> None:
-    ok = answer == "12.."  # punctuation at the end does not count
-    assert grade(number("12", "How long is it in mm?"), answer) is ok
+    assert not grade(number("12", "How long is it in mm?"), answer)
 
 
 @pytest.mark.parametrize("answer", ["1200", "1,200", "1,200.0", "1200 px"])

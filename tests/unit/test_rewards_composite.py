@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from medvista_ray.config import RewardConfig
 from medvista_ray.rewards.catalog import REWARDS
 from medvista_ray.rewards.composite import score
 from medvista_ray.types import Episode, EpisodeStatus, ErrorCode, Turn
-
 from tests.unit.scripted_engine import make_task
 
 CONFIG = RewardConfig(format=0.2, accuracy=1.0, tool_bonus=0.3)

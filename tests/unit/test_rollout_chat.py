@@ -5,12 +5,12 @@ from __future__ import annotations
 import random
 
 import pytest
+
 from medvista_ray.errors import ConfigError
 from medvista_ray.protocol import TAGS
 from medvista_ray.rollout.chat import PICTURE_TOKENS, ChatFormat, banned_token_ids
 from medvista_ray.rollout.pictures import policy_picture
 from medvista_ray.types import MedImage, Observation
-
 from tests.unit.scripted_engine import SPECIAL, chat_format, ramp_picture, small_tokenizer
 
 KINDS = ("plain", "special", "absent")

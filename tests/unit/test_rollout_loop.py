@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from medvista_ray.config import RolloutConfig
 from medvista_ray.envs import MedEnv
 from medvista_ray.errors import ConfigError, InvariantError, ToolInfrastructureError
@@ -18,7 +19,6 @@ from medvista_ray.rollout.loop import run_episode, run_group
 from medvista_ray.rollout.scripted import run_scripted
 from medvista_ray.tools.client import LocalToolClient
 from medvista_ray.types import Episode, EpisodeStatus, ErrorCode, MedImage, Observation, Task
-
 from tests.unit.scripted_engine import (
     TOKENS_PER_PICTURE,
     ScriptedEngine,
@@ -149,7 +149,7 @@ def test_a_spent_budget_truncates(client: LocalToolClient) -> None:
 
 def test_a_full_context_truncates_after_a_whole_turn_and_within_no_picture(client: LocalToolClient) -> None:
     full = play(client, ScriptedEngine([ZOOM] * 6 + [ANSWER]))
-    limits = range(len(full.token_ids) // 2, len(full.token_ids), 7)
+    limits = range(len(full.token_ids) // 2, len(full.token_ids), 29)
     statuses: set[EpisodeStatus] = set()
     for limit in limits:
         episode = play(client, ScriptedEngine([ZOOM] * 6 + [ANSWER]), max_model_len=limit)
@@ -221,7 +221,8 @@ class LyingEngine(ScriptedEngine):
             case "text":
                 ids[-1] += 1
             case "picture":
-                ids = [i for k, i in enumerate(ids) if i != chat.placeholder_id or k < 120]
+                first = ids.index(chat.placeholder_id) + TOKENS_PER_PICTURE
+                ids = ids[:first] + [i for i in ids[first:] if i != chat.placeholder_id]
             case "banned":
                 return replace(done, token_ids=[chat.placeholder_id, *done.token_ids[1:]])
             case "logprobs":
@@ -272,6 +273,15 @@ def test_the_episodes_of_a_group_run_at_the_same_time_and_apart(client: LocalToo
         return episodes
 
     assert [episode.answer for episode in asyncio.run(run())] == ["spleen"] * 4
+
+
+def test_one_broken_episode_ends_its_group_with_the_plain_error(client: LocalToolClient) -> None:
+    engine = LyingEngine([ZOOM, ANSWER] * 3, "history")
+    group = run_group(
+        make_task(), lambda: MedEnv(client, open_one, 6), engine, chat_format(), CONFIG, client.specs, SIDE, 3
+    )
+    with pytest.raises(InvariantError):
+        asyncio.run(group)
 
 
 class TwoStepExpert:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+
 from medvista_ray.config import LearnerConfig, SftConfig, TrainConfig
 from medvista_ray.errors import InvariantError, RunFolderError
 from medvista_ray.models.batching import build_batch
@@ -55,7 +56,9 @@ def engine_logprobs(policy: Policy, groups: list[Group]) -> None:
     for group in groups:
         for episode in group.episodes:
             with torch.no_grad():
-                values = token_logprobs(policy, build_batch([episode], policy), 1.0, GrpoTrainer(policy, config()).banned)
+                values = token_logprobs(
+                    policy, build_batch([episode], policy), 1.0, GrpoTrainer(policy, config()).banned
+                )
             episode.logprobs = values[0].numpy()
 
 
@@ -86,9 +89,7 @@ def test_sft_gives_the_same_weights_for_the_same_seed_however_it_is_cut(folder: 
     for seed, budget in ((0, 8192), (0, 60), (1, 8192)):
         policy = load_policy(folder)
         episodes = [random_episode(policy, [picture(i)], i) for i in range(5)]
-        run_sft(
-            policy, episodes, SftConfig(num_epochs=1, batch_size=2), EXACT, seed=seed, tokens_per_microbatch=budget
-        )
+        run_sft(policy, episodes, SftConfig(num_epochs=1, batch_size=2), EXACT, seed=seed, tokens_per_microbatch=budget)
         results.append(weights(policy))
     whole, cut, other = results
     # A key's bias has no gradient but rounding, which AdamW blows up to whole steps.
@@ -113,9 +114,7 @@ def test_a_grpo_step_raises_good_episodes_and_lowers_bad_ones(policy: Policy) ->
     assert metrics["num_trained_tokens"] == sum(e.num_sampled for g in groups for e in g.episodes)
 
 
-def test_gradients_do_not_depend_on_the_cut_into_micro_batches(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_gradients_do_not_depend_on_the_cut_into_micro_batches(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     results: list[dict[str, torch.Tensor]] = []
     for budget in (8192, 50):
         policy = load_policy(folder)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import medvista_ray.models  # noqa: F401  (the torchvision hook comes first)
 import numpy as np
 import torch
 import transformers as hf
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+import medvista_ray.models  # noqa: F401  (the torchvision hook comes first)
 from medvista_ray.models.policy import Policy, load_policy
 from medvista_ray.models.tiny_architecture import (
     TinyArchitecture,
@@ -17,7 +19,6 @@ from medvista_ray.models.tiny_architecture import (
     save_policy_folder,
 )
 from medvista_ray.types import AnswerKind, Episode, EpisodeStatus, Group, Split, Task
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 SPECIAL = [
     *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "<video>"),
@@ -119,7 +120,12 @@ def random_group(policy: Policy, number: int, size: int = 4) -> Group:
 
 
 def _expanded(
-    policy: Policy, ids: list[int], sampled: list[bool], pictures: list[np.ndarray], rng: np.random.Generator, reward: float
+    policy: Policy,
+    ids: list[int],
+    sampled: list[bool],
+    pictures: list[np.ndarray],
+    rng: np.random.Generator,
+    reward: float,
 ) -> Episode:
     expanded: list[int] = []
     mask: list[bool] = []

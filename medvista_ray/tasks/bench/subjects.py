@@ -28,28 +28,32 @@ def _volume(name: str, modality: str, split: Split) -> Subject:
     return Subject(name, modality, split, (name,), is_volume=True)
 
 
-def _plate(name: str, modality: str, split: Split) -> Subject:
-    return Subject(name, modality, split, (name,))
+def _plates(name: str, modality: str, split: Split, *plates: str) -> Subject:
+    return Subject(name, modality, split, plates or (name,))
 
 
 SUBJECTS: tuple[Subject, ...] = (
     _volume("ct-chest", "CT", Split.TRAIN),
     _volume("lung1", "CT", Split.TRAIN),
+    _plates("ct-head", "CT", Split.TRAIN),
     _volume("brain2", "MRI", Split.TRAIN),
-    _plate("mr-shoulder", "MRI", Split.TRAIN),
-    _plate("ct-head", "CT", Split.TRAIN),
-    _plate("xr-leg", "X-ray", Split.TRAIN),
-    _plate("us-a", "ultrasound", Split.TRAIN),
-    _plate("us-b", "ultrasound", Split.TRAIN),
-    _plate("hgsc-nest", "microscopy", Split.TRAIN),
+    _plates("mr-shoulder", "MRI", Split.TRAIN),
+    _plates("xr-leg", "X-ray", Split.TRAIN),
+    _plates("us-a", "ultrasound", Split.TRAIN),
+    _plates("us-c", "ultrasound", Split.TRAIN),
+    _plates("hgsc", "microscopy", Split.TRAIN, "hgsc-nest", "hgsc-stroma"),
+    _plates("ihc", "microscopy", Split.TRAIN),
+    _plates("nuclei3d", "microscopy", Split.TRAIN),
     _volume("breast1", "MRI", Split.VALIDATION),
+    _plates("us-d", "ultrasound", Split.VALIDATION),
     _volume("lung2", "CT", Split.TEST),
+    _plates("ct-pancreas", "CT", Split.TEST),
     _volume("brain1", "MRI", Split.TEST),
-    _plate("ct-pancreas", "CT", Split.TEST),
-    _plate("mr-liver", "MRI", Split.TEST),
-    _plate("xr-chest", "X-ray", Split.TEST),
-    _plate("us-c", "ultrasound", Split.TEST),
-    _plate("nuclei2d", "microscopy", Split.TEST),
+    _plates("mr-liver", "MRI", Split.TEST),
+    _plates("xr-chest", "X-ray", Split.TEST),
+    _plates("us-b", "ultrasound", Split.TEST),
+    _plates("nuclei2d", "microscopy", Split.TEST),
+    _plates("he-tile", "microscopy", Split.TEST),
 )
 BY_ID = {subject.id: subject for subject in SUBJECTS}
 

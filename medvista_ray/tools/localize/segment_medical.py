@@ -44,16 +44,16 @@ class SegmentMedical(Tool):
         """Load the weights. `num_threads`, if given, holds for the whole process."""
         import torch
 
-        from medvista_ray.assets import asset_dir
+        from medvista_ray.assets import asset_dir, cache_root
         from medvista_ray.tools.localize.embedding_cache import EmbeddingCache
         from medvista_ray.tools.localize.litemedsam import LiteMedSam
 
         if self.options.num_threads is not None:
             torch.set_num_threads(self.options.num_threads)
         folder = asset_dir("medsam-lite")
-        self.network = LiteMedSam(folder)
-        # Beside the assets, and one folder per weights and precision: an embedding fits no other.
-        kept = folder.parent.parent / "embeddings" / f"{folder.name}-{self.network.precision}"
+        self.network = LiteMedSam(folder, self.options.precision)
+        # One folder per weights and precision: an embedding fits no other.
+        kept = cache_root() / "embeddings" / f"{folder.name}-{self.network.precision}"
         options = self.options
         self.cache = EmbeddingCache(options.embedding_cache_mib * _MIB, kept, options.disk_cache_mib * _MIB)
         self._probe_image = _disc()

@@ -6,11 +6,14 @@ margin, so measuring the box itself misses the tolerance, and the field of view 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
+from scipy.ndimage import find_objects
 from skimage.measure import label, regionprops
 
 from medvista_ray.tasks.bench.draft import Draft
@@ -23,6 +26,8 @@ RANGE_MM = (12.0, 90.0)
 TOLERANCE = 0.15
 MIN_AREA_PX = 90
 NUM_BINS = 6
+NUM_PICTURES = {Split.TRAIN: 64, Split.VALIDATION: 8, Split.TEST: 32}
+"""Distinct pictures per split: each is encoded once by the segmenter, whatever the number of questions on it."""
 QUESTIONS = (
     "How long is the structure in box {box}, in mm?",
     "Give the long axis in mm of the structure in {box}.",
@@ -30,77 +35,127 @@ QUESTIONS = (
 )
 
 
+@dataclass(frozen=True)
+class Structure:
+    """One compact object of one slice."""
+
+    subject: str
+    slice: int
+    label: int
+    length_mm: float
+    rows: tuple[int, int]
+    """First row, one past the last."""
+    cols: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One object in one picture of the pool."""
+
+    recipe: dict[str, Any]
+    structure: Structure
+
+
+def make(rng: Generator, split: Split, index: int) -> Draft | None:
+    """One question; `index` cycles through logarithmic length bins."""
+    bins = pool(split)
+    if not bins:
+        return None
+    candidate: Candidate = pick(rng, bins[sorted(bins)[index % len(bins)]])
+    return _ask(rng, candidate)
+
+
+@lru_cache(maxsize=3)
+def pool(split: Split) -> dict[int, list[Candidate]]:
+    """Every (picture, object) of the split's fixed pool of pictures, by logarithmic length bin."""
+    able = [s for s in subjects(split, volume=True) if volume(s.id).labels is not None]
+    rng = np.random.default_rng([31, list(Split).index(split)])
+    edges = np.exp(np.linspace(*np.log(RANGE_MM), NUM_BINS + 1))
+    bins: dict[int, list[Candidate]] = {}
+    num_pictures = 0
+    while able and num_pictures < NUM_PICTURES[split]:
+        subject: Subject = pick(rng, able)
+        recipe = _picture(rng, subject, pick(rng, structures(subject.id)))
+        found = [s for s in structures(subject.id) if recipe and s.slice == recipe["slice"] and _fits(s, recipe["crop"])]
+        num_pictures += bool(found)
+        for structure in found:
+            place = int(np.clip(np.searchsorted(edges, structure.length_mm, side="right") - 1, 0, NUM_BINS - 1))
+            bins.setdefault(place, []).append(Candidate(recipe, structure))
+    return bins
+
+
 @lru_cache(maxsize=8)
-def structures(name: str) -> list[tuple[int, int, float]]:
-    """All (slice, label, length in mm) of one volume whose largest component is compact enough to be one object."""
+def structures(name: str) -> list[Structure]:
+    """All objects of one volume that are one compact piece of a length in range."""
     scan = volume(name)
     assert scan.labels is not None
-    found: list[tuple[int, int, float]] = []
+    found: list[Structure] = []
     for index in range(scan.labels.shape[0]):
         plane = np.asarray(scan.labels[index])
-        for value in np.unique(plane[plane > 0]):
-            length = _length_mm(plane == value, scan.spacing_mm[1])
+        for value, window in enumerate(find_objects(plane), start=1):
+            if window is None:
+                continue
+            length = _length_mm(plane[window] == value, scan.spacing_mm[1])
             if length is not None and RANGE_MM[0] <= length <= RANGE_MM[1]:
-                found.append((index, int(value), length))
+                rows, cols = ((edge.start, edge.stop) for edge in window)
+                found.append(Structure(name, index, value, length, rows, cols))
     return found
 
 
 def _length_mm(mask: NDArray[np.bool_], spacing: float) -> float | None:
     """Longest distance between two points of a mask that is one compact piece; None if it is not."""
-    regions = regionprops(label(mask))
-    if len(regions) != 1 or regions[0].area < MIN_AREA_PX or regions[0].solidity < 0.85:
+    regions = regionprops(label(mask)) if mask.sum() >= MIN_AREA_PX else []
+    if len(regions) != 1 or regions[0].solidity < 0.85:
         return None
     return float(regions[0].feret_diameter_max) * spacing
 
 
-def make(rng: Generator, split: Split, index: int) -> Draft | None:
-    """One question; `index` cycles through logarithmic length bins."""
-    able = [s for s in subjects(split, volume=True) if volume(s.id).labels is not None]
-    if not able:
-        return None
-    by_bin = _by_length(tuple(s.id for s in able))
-    wanted = sorted(by_bin)[index % len(by_bin)]
-    name, number, value, length = pick(rng, by_bin[wanted])
-    return _ask(rng, BY_ID[name], number, value, length)
-
-
-@lru_cache(maxsize=4)
-def _by_length(names: tuple[str, ...]) -> dict[int, list[tuple[str, int, int, float]]]:
-    """Structures of several volumes by logarithmic length bin."""
-    edges = np.exp(np.linspace(*np.log(RANGE_MM), NUM_BINS + 1))
-    bins: dict[int, list[tuple[str, int, int, float]]] = {}
-    for name in names:
-        for number, value, length in structures(name):
-            place = int(np.clip(np.searchsorted(edges, length, side="right") - 1, 0, NUM_BINS - 1))
-            bins.setdefault(place, []).append((name, number, value, length))
-    return bins
-
-
-def _ask(rng: Generator, subject: Subject, index: int, value: int, length: float) -> Draft | None:
-    scan = volume(subject.id)
-    mask = np.asarray(scan.labels[index]) == value  # pyright: ignore[reportOptionalSubscript]
-    rows, cols = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    extent = max(rows[-1] - rows[0], cols[-1] - cols[0]) + 1
-    side = int(min(extent / log_uniform(rng, 0.15, 0.5), min(mask.shape)))
-    if side < 48 or extent > 0.6 * side:
-        return None
-    corner = [_corner(rng, edge, side, length_px) for edge, length_px in zip((rows, cols), mask.shape, strict=True)]
-    recipe = {
+def _picture(rng: Generator, subject: Subject, anchor: Structure) -> dict[str, Any]:
+    """A square crop in which `anchor` takes 15 to 50 % of the side; its recipe."""
+    shape = volume(subject.plates[0]).values.shape[1:]
+    extent = max(anchor.rows[1] - anchor.rows[0], anchor.cols[1] - anchor.cols[0])
+    side = int(np.clip(extent / log_uniform(rng, 0.15, 0.5), 48, min(shape)))
+    corner = [_corner(rng, edge, side, length) for edge, length in zip((anchor.rows, anchor.cols), shape, strict=True)]
+    recipe: dict[str, Any] = {
         "plate": subject.id,
-        "slice": index,
+        "slice": anchor.slice,
         "crop": [*corner, side, side],
         "flip": [bool(rng.integers(2)), bool(rng.integers(2))],
     }
-    recipe["window"] = [-160.0, 240.0] if subject.modality == "CT" else draw_window(rng, subject, recipe)
-    if subject.id.startswith("lung"):
-        recipe["window"] = [-1000.0, 400.0]
+    if subject.modality == "CT":
+        recipe["window"] = [-1000.0, 400.0] if subject.id.startswith("lung") else [-160.0, 240.0]
+    else:
+        recipe["window"] = draw_window(rng, subject, recipe)
+    return recipe
+
+
+def _corner(rng: Generator, edge: tuple[int, int], side: int, length: int) -> int:
+    """First row (or column) of a crop of that side that holds the object, with a margin where there is room."""
+    margin = max(2, (edge[1] - edge[0]) // 3)
+    low = max(0, min(edge[1] + margin - side, length - side))
+    high = min(length - side, max(edge[0] - margin, low))
+    return int(rng.integers(low, high + 1))
+
+
+def _fits(structure: Structure, crop: list[int]) -> bool:
+    """Whether the object lies in the crop, neither tiny nor filling it."""
+    row, col, side, _ = crop
+    extent = max(structure.rows[1] - structure.rows[0], structure.cols[1] - structure.cols[0])
+    inside = row + 2 <= structure.rows[0] and structure.rows[1] <= row + side - 2
+    inside = inside and col + 2 <= structure.cols[0] and structure.cols[1] <= col + side - 2
+    return inside and 0.1 <= extent / side <= 0.6
+
+
+def _ask(rng: Generator, candidate: Candidate) -> Draft:
+    structure, recipe = candidate.structure, candidate.recipe
+    mask = np.asarray(volume(structure.subject).labels[structure.slice]) == structure.label  # pyright: ignore[reportOptionalSubscript]
     gold = box_of(orient(mask, recipe))
     box = loosen(rng, gold, 0.12, 0.3)
     return Draft(
-        subject=subject.id,
-        modality=subject.modality,
+        subject=structure.subject,
+        modality=BY_ID[structure.subject].modality,
         question=pick(rng, QUESTIONS).format(box=written(box)),
-        answer=f"{length:.0f}",
+        answer=f"{structure.length_mm:.0f}",
         kind=AnswerKind.NUMBER,
         tolerance=TOLERANCE,
         chance=float(np.log((1 + TOLERANCE) / (1 - TOLERANCE)) / np.log(RANGE_MM[1] / RANGE_MM[0])),
@@ -108,11 +163,3 @@ def _ask(rng: Generator, subject: Subject, index: int, value: int, length: float
         regions=(gold, box),
         plan=("segment_medical", "measure"),
     )
-
-
-def _corner(rng: Generator, edge: NDArray[np.intp], side: int, length: int) -> int:
-    """First row (or column) of a crop of that side that holds the object with a margin."""
-    margin = max(2, (edge[-1] - edge[0]) // 3)
-    low = max(0, min(int(edge[-1]) + margin - side + 1, length - side))
-    high = min(length - side, max(int(edge[0]) - margin, low))
-    return int(rng.integers(low, high + 1))

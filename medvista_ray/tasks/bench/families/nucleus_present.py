@@ -23,6 +23,8 @@ QUESTIONS = (
     "Does a cell nucleus fill the centre of {box}? Answer yes or no.",
 )
 BOX_SIDE_PX = (44, 64)
+MIN_SIDE = 400
+"""Pixels: smaller plates are a close-up already."""
 
 
 @lru_cache(maxsize=8)
@@ -36,7 +38,7 @@ def depth_maps(name: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
 
 def make(rng: Generator, split: Split, index: int) -> Draft | None:
     """One question; `index` alternates yes and no."""
-    able = [s for s in subjects(split, modality="microscopy") if plate(s.plates[0]).labels is not None]
+    able = [s for s in subjects(split, modality="microscopy") if _is_labelled(s.plates[0])]
     if not able:
         return None
     subject: Subject = pick(rng, able)
@@ -62,6 +64,10 @@ def make(rng: Generator, split: Split, index: int) -> Draft | None:
         regions=(box,),
         plan=("zoom_in",),
     )
+
+
+def _is_labelled(name: str) -> bool:
+    return plate(name).labels is not None and min(plate(name).pixels.shape[:2]) >= MIN_SIDE
 
 
 def _place(rng: Generator, name: str, recipe: dict[str, object], positive: bool) -> Box | None:

@@ -1,0 +1,104 @@
+"""The scripted expert of MedVista-Bench: it knows the gold region and calls the real tools for everything else.
+
+Invariant: sizes, means, comparisons and codes come out of the tools' replies; only what must be SEEN in a close-up (a
+letter, a nucleus) is taken from the gold answer, since a script has no eyes. Its boxes are jittered, and wrong or failed
+trajectories are dropped by whoever collects them. Called by `trainers.cold_start`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.random import Generator
+
+from medvista_ray.protocol import render_call, render_turn
+from medvista_ray.protocol.grammar import ToolCall
+from medvista_ray.tasks.bench.drawing import jitter, pick
+from medvista_ray.types import Box, Observation, Task
+
+THOUGHTS = {
+    "zoom_in": ("It is too small, I zoom in.", "I need a closer look."),
+    "segment_medical": ("I outline the structure.", "First the outline."),
+    "measure": ("I measure it.", "Now I measure."),
+    "search_text": ("I look it up.", "I search for the term."),
+    "answer": ("Now I know.", "I have it."),
+}
+FIELDS = {"wide": "width", "width": "width", "high": "height", "height": "height", "mean": "mean"}
+"""Word of a question -> field of `measure`'s reply."""
+
+
+class BenchExpert:
+    """Plays one task; `sigma` is the jitter of its boxes as a share of their sides, on every second box."""
+
+    def __init__(self, task: Task, rng: Generator, sigma: float) -> None:
+        self.task = task
+        self._rng = rng
+        self._sigma = sigma
+        self._reply = ""
+        self._turns = self._play()
+
+    async def next(self, observation: Observation) -> str:
+        """The next turn's text."""
+        self._reply = observation.text
+        return next(self._turns)
+
+    def _play(self) -> Iterator[str]:
+        play = getattr(self, f"_{self.task.family}", None)
+        return play() if play else self._look()
+
+    def _look(self) -> Iterator[str]:
+        yield self._answer(self.task.answer)
+
+    def _lesion_size(self) -> Iterator[str]:
+        yield self._call("segment_medical", image_index=0, bbox=self._box(-1))
+        yield self._call("measure", mask_index=0)
+        yield self._answer(self._field("long axis"))
+
+    def _box_measure(self) -> Iterator[str]:
+        word = next(word for word in FIELDS if word in self.task.question)
+        yield self._call("measure", bbox=self._box(0))
+        yield self._answer(self._field(FIELDS[word]))
+
+    def _denser_region(self) -> Iterator[str]:
+        yield self._call("measure", bbox=self._box(0), reference_bbox=self._box(1))
+        yield self._answer("A" if "region is higher" in self._reply else "B")
+
+    def _side_marker(self) -> Iterator[str]:
+        yield self._call("zoom_in", image_index=0, bbox=self._box(-1))
+        yield self._answer(self.task.answer)
+
+    def _nucleus_present(self) -> Iterator[str]:
+        yield self._call("zoom_in", image_index=0, bbox=self._box(0))
+        yield self._answer(self.task.answer)
+
+    def _concept_code(self) -> Iterator[str]:
+        quoted = re.search(r'"(.+)"', self.task.question)
+        yield self._call("search_text", query=quoted[1] if quoted else self.task.question)
+        first = re.search(r"1\. (\S+)", self._reply)
+        yield self._answer(first[1] if first else "not found")
+
+    def _box(self, index: int) -> Box:
+        box = self.task.regions[index]
+        return jitter(self._rng, box, self._sigma) if self._rng.random() < 0.5 else box
+
+    def _field(self, name: str) -> str:
+        found = re.search(rf"{name} (-?[\d.]+)", self._reply)
+        return found[1] if found else "unknown"
+
+    def _call(self, tool: str, **arguments: Any) -> str:
+        return render_turn(str(pick(self._rng, THOUGHTS[tool])), ToolCall(tool, _plain(arguments)))
+
+    def _answer(self, text: str) -> str:
+        return render_turn(str(pick(self._rng, THOUGHTS["answer"])), text)
+
+
+def _plain(arguments: dict[str, Any]) -> dict[str, Any]:
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in arguments.items()}
+
+
+def make_expert(task: Task, seed: int, sigma: float) -> BenchExpert:
+    """An expert whose jitter is a function of the seed and the task."""
+    return BenchExpert(task, np.random.default_rng([seed, *task.id.encode()]), sigma)

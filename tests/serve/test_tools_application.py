@@ -1,0 +1,178 @@
+"""The tools behind a real Ray Serve: the same answers as in-process, and nothing lost when a replica dies or a queue is full."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from medvista_ray.config import ToolsConfig
+from medvista_ray.errors import ToolInfrastructureError
+from medvista_ray.tools.base import ToolContext
+from medvista_ray.tools.client import LocalToolClient
+from medvista_ray.types import ErrorCode, Mask, MedImage, ToolOutcome
+
+SLEEP = "tests.serve.tool_doubles:SleepTool"
+NAMES = ("zoom_in", "measure", SLEEP)
+CONFIG = ToolsConfig(names=NAMES, app_name="tools-under-test", timeout_s=2.0, max_ongoing=4, max_queued=4)
+
+
+@pytest.fixture(scope="module")
+def application(local_ray: None) -> Iterator[str]:
+    """The application, deployed once for this module."""
+    from ray import serve
+
+    from serve_apps.deploy import deploy_tools, shutdown_tools
+
+    assert deploy_tools(CONFIG) < 60.0
+    yield CONFIG.app_name
+    shutdown_tools(CONFIG.app_name)
+    assert CONFIG.app_name not in serve.status().applications
+    serve.shutdown()
+
+
+def context() -> ToolContext:
+    rng = np.random.default_rng(0)
+    pixels = rng.normal(50, 20, (200, 300)).astype(np.float32)
+    image = MedImage(pixels=pixels, modality="CT", spacing_mm=(0.7, 0.9), unit="HU", window=(0.0, 100.0))
+    mask = np.zeros((200, 300), bool)
+    mask[40:90, 100:180] = True
+    return ToolContext({0: image}, {0: Mask(0, mask)})
+
+
+def run(body: Callable[[Any], Awaitable[Any]], **options: Any) -> Any:
+    """Run `body(client)` on an event loop of its own."""
+    from serve_apps.tool_client import ServeToolClient
+
+    async def main() -> Any:
+        return await body(ServeToolClient(CONFIG.app_name, NAMES, **{"timeout_s": 2.0, **options}))
+
+    return asyncio.run(main())
+
+
+def same(a: ToolOutcome, b: ToolOutcome) -> bool:
+    """Equal but for the time they took."""
+    if a.result is None or b.result is None:
+        return (a.result, a.error, a.message) == (b.result, b.error, b.message)
+    pictures = zip(a.result.images, b.result.images, strict=True)
+    return (a.result.text, a.result.data) == (b.result.text, b.result.data) and all(x.key == y.key for x, y in pictures)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("zoom_in", {"bbox": [100, 100, 400, 500]}),
+        ("measure", {"mask_index": 0, "reference_bbox": [0, 0, 200, 200]}),
+        ("measure", {"bbox": [10, 20, 300, 400]}),
+        ("measure", {"box": [10, 20, 300, 400]}),
+        ("measure", {"bbox": [10, 20, 300, 4000]}),
+        ("zoom_in", {"bbox": [1, 1, 9, 9], "image_index": 4}),
+        ("zoom", {}),
+    ],
+)
+def test_a_call_through_serve_equals_the_call_in_process(
+    application: str, name: str, arguments: dict[str, Any]
+) -> None:
+    local = asyncio.run(LocalToolClient(["zoom_in", "measure", SLEEP]).call(name, arguments, context()))
+    remote = run(lambda client: client.call(name, arguments, context()))
+    assert same(local, remote), (local, remote)
+
+
+def test_a_picture_is_stored_once_per_process(application: str) -> None:
+    async def body(client: Any) -> int:
+        for _ in range(3):
+            outcome = await client.call("measure", {"bbox": [1, 2, 300, 400]}, context())
+            assert outcome.error is None
+        return len(client._images)
+
+    assert run(body) == 1
+
+
+def test_a_call_that_takes_too_long_is_an_observation(application: str) -> None:
+    outcome = run(lambda client: client.call("sleep", {"seconds": 2.4}, context()))
+    assert outcome.error == ErrorCode.E5
+    assert "longer than 2 s" in outcome.message
+
+
+def test_no_call_is_lost_when_the_replica_is_killed_in_the_middle(application: str) -> None:
+    async def body(client: Any) -> None:
+        pid = (await client.call("sleep", {"seconds": 0.0}, context())).result.data["pid"]
+        calls = [asyncio.create_task(client.call("sleep", {"seconds": 0.5, "item": i}, context())) for i in range(8)]
+        await asyncio.sleep(0.3)
+        assert not any(call.done() for call in calls)
+        os.kill(pid, signal.SIGKILL)
+        outcomes = await asyncio.gather(*calls)
+        assert [outcome.result.data["item"] for outcome in outcomes] == list(range(8))
+        assert all(outcome.result.data["pid"] != pid for outcome in outcomes)
+        assert sum(client.failures.values()) > 0
+        assert client.stats()["sleep"]["num_retries"] == sum(client.failures.values())
+        assert client.stats()["sleep"]["num_errors"] == 0
+
+    run(body, num_retries=6)
+
+
+def test_back_pressure_is_waited_for_and_counted(application: str) -> None:
+    async def body(client: Any) -> None:
+        calls = [client.call("sleep", {"seconds": 0.1, "item": i}, context()) for i in range(24)]
+        outcomes = await asyncio.gather(*calls)
+        assert [outcome.result.data["item"] for outcome in outcomes] == list(range(24))
+        assert client.num_back_pressure > 0
+        assert client.stats()["sleep"]["num_retries"] == 0
+
+    run(body)
+
+
+def test_an_application_that_is_not_there_is_an_infrastructure_error(application: str) -> None:
+    from serve_apps.tool_client import ServeToolClient
+
+    async def main() -> None:
+        client = ServeToolClient("no-such-application", ("measure",), num_retries=1)
+        await client.call("measure", {"bbox": [1, 2, 3, 4]}, context())
+
+    with pytest.raises(ToolInfrastructureError, match="no-such-application"):
+        asyncio.run(main())
+
+
+def test_replicas_answer_no_http_and_run_their_own_probe(application: str) -> None:
+    from ray import serve
+
+    status = serve.status()
+    assert not status.proxies
+    assert set(status.applications[application].deployments) == {"zoom_in", "measure", "sleep"}
+
+
+def test_a_replica_whose_threads_all_hang_is_unhealthy() -> None:
+    from serve_apps.tools import ToolReplica, ToolsAppArgs
+
+    async def body() -> None:
+        replica = ToolReplica(SLEEP, ToolsAppArgs(names=(SLEEP,), timeout_s=0.1, num_workers=1))
+        await replica.check_health()
+        outcome, _ = await replica.call({"seconds": 0.6}, (0, 0), (), {})
+        assert outcome.error == ErrorCode.E5
+        with pytest.raises(RuntimeError, match="all 1 threads hang"):
+            await replica.check_health()
+        await asyncio.sleep(0.8)
+        await replica.check_health()
+
+    asyncio.run(body())
+
+
+def test_the_shipped_configuration_is_valid_and_internal(root: Path) -> None:
+    from ray.serve.schema import ServeDeploySchema
+
+    from serve_apps.tools import ToolsAppArgs
+
+    tree = yaml.safe_load((root / "configs/serve/tools_cpu.yaml").read_text())
+    schema = ServeDeploySchema.model_validate(tree)
+    (app,) = schema.applications
+    assert (schema.proxy_location, app.route_prefix, schema.http_options.host) == ("Disabled", None, "127.0.0.1")
+    assert ToolsAppArgs.model_validate(app.args).names == ToolsAppArgs().names
+    with pytest.raises(ValueError, match="max_ongoin"):
+        ToolsAppArgs.model_validate({"max_ongoin": 3})
