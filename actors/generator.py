@@ -1,15 +1,18 @@
 """The generator actor: a vLLM engine that plays episodes without ever waiting for the learner.
 
-A thin Ray shell around `rollout.vllm_engine` and `rollout.loop`. Invariants: nothing is generated before the current policy version
-is loaded (a restarted actor waits for `load_version`, for the version it was made with may be gone); a group is returned whole, by
-value; `health` answers from a thread of its own, whatever the engine does. Made and called by the coordinator.
+A thin Ray shell around `rollout.vllm_engine` and `rollout.loop`. Invariants: nothing is generated before the current
+policy version is loaded (a restarted actor waits for `load_version`: what it was made with may be outdated); a group
+is returned whole, by value; `health` and `stats` answer from a thread of their own. Made by the supervisor, called by
+the coordinator.
 """
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
+import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -21,7 +24,8 @@ from medvista_ray.models.policy import load_inputs
 from medvista_ray.rewards.composite import score
 from medvista_ray.rollout.chat import ChatFormat
 from medvista_ray.rollout.loop import run_episode, run_group
-from medvista_ray.rollout.vllm_engine import VllmEngine, engine_settings
+from medvista_ray.rollout.vllm_engine import VllmEngine
+from medvista_ray.rollout.vllm_settings import engine_settings
 from medvista_ray.tasks.source import load_source
 from medvista_ray.tools.base import ToolClient
 from medvista_ray.types import Episode, Group, Task
@@ -31,7 +35,8 @@ SERVING_TIMEOUT_S = 300.0
 """How long a call waits for the engine to serve."""
 
 
-@ray.remote(concurrency_groups={"control": 4}, max_concurrency=1000)
+# Ray's annotations know no concurrency groups.
+@ray.remote(concurrency_groups={"control": 4}, max_concurrency=1000)  # pyright: ignore[reportCallIssue, reportUntypedClassDecorator]
 class GeneratorActor:
     """One engine. Calls in flight are bounded by the caller (admission), so control calls never queue behind them."""
 
@@ -43,17 +48,17 @@ class GeneratorActor:
         make_client: Callable[[], ToolClient],
         initial_manifest: str | None = None,
     ) -> None:
-        """`index` from 0. `make_client` is called here, once. `initial_manifest` is loaded before serving; without one the
-        weights of `model_folder` serve as version 0."""
+        """`index` from 0. `make_client` is called here, once. `initial_manifest` is loaded before serving; without one
+        the weights of `model_folder` serve as version 0."""
         self._index = index
         self._config = config
         self._manifest = Manifest.from_json(initial_manifest) if initial_manifest else None
-        inputs = load_inputs(model_folder)
+        inputs = load_inputs(Path(model_folder))
         self._chat = ChatFormat.from_policy(inputs.tokenizer, inputs.model_type)
         self._engine = VllmEngine(engine_settings(config, inputs, index))
         self._source = load_source(config.bench)
         self._client = make_client()
-        self._restarted: bool = ray.get_runtime_context().was_current_actor_reconstructed
+        self._restarted = bool(ray.get_runtime_context().was_current_actor_reconstructed)
         self._started = asyncio.Lock()
         self._serving = asyncio.Event()
 
@@ -77,7 +82,8 @@ class GeneratorActor:
         begin = loop.time()
         episodes = await run_group(
             task, lambda: self._environment(self._client), self._engine, self._chat, self._config.rollout,
-            self._client.specs, self._config.policy.image_side, group_size, max_model_len=self._config.policy.max_model_len,
+            self._client.specs, self._config.policy.image_side, group_size,
+            max_model_len=self._config.policy.max_model_len,
         )  # fmt: skip
         scored = [score(episode, self._config.reward) for episode in episodes]
         return Group(id=group_id, episodes=scored, version_admitted=version_admitted, seconds=loop.time() - begin)
@@ -115,6 +121,11 @@ class GeneratorActor:
     async def health(self) -> bool:
         """Whether the engine can serve, now or once it has started. Answers at once, also while groups run."""
         return self._engine.healthy
+
+    @ray.method(concurrency_group="control")
+    async def pid(self) -> int:
+        """Of this process; the engine's are its children."""
+        return os.getpid()
 
     async def shutdown(self) -> None:
         """Stop the engine's processes."""

@@ -66,8 +66,8 @@ class ToolsConfig(Section):
     """Bound on one call, retries not counted."""
     num_retries: Count = 3
     """Retries of an infrastructure failure before the episode counts as failed."""
-    max_ongoing: Positive = 16
-    """Calls in flight per replica."""
+    max_ongoing: Positive = 128
+    """Calls a replica accepts, waiting ones included; with more in flight, callers back off, which is slow."""
     max_queued: Positive = 256
     """Calls waiting per caller before back pressure."""
     num_replicas: Positive = 1
@@ -163,7 +163,7 @@ class FlowConfig(Section):
     """Admission and recovery."""
 
     eta: Count = 1
-    """Staleness bound: the versions between the one that sampled a token and the one that trains it never exceed it (flow.admission)."""
+    """Staleness bound: versions between the one that sampled a token and the one that trains it (see flow.admission)."""
     max_running_groups: Positive = 24
     """Groups in flight over all generators."""
     max_group_retries: Count = 2

@@ -21,6 +21,7 @@ from medvista_ray.reports.memory import MARKER_NAME, PeakMemory
 from medvista_ray.reports.progress import RunProgress
 from medvista_ray.reports.summary import SourceCredit, build_summary, write_summary
 from medvista_ray.reports.view import render_summary
+from medvista_ray.run_facts import run_facts
 from medvista_ray.run_folder import RunFolder, open_run_folder
 from medvista_ray.tools.catalog import load_tools
 
@@ -70,7 +71,7 @@ def _run(config: TrainConfig, folder: RunFolder) -> None:
             return
         folder.state["wall_s"] = folder.state.get("wall_s", 0.0) + time.monotonic() - started
         with progress.phase("report"):
-            facts = job.facts(memory, folder.state["wall_s"], progress.phases_s, _credits())
+            facts = run_facts(folder.state, memory, progress.phases_s, _credits())
             summary = build_summary(folder.path, config, facts)
             write_summary(summary, folder.path)
             report = write_report(folder.path)

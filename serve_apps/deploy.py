@@ -1,7 +1,7 @@
 """Start and stop the tool application from a run's configuration.
 
-Invariant: nothing listens on a network: the HTTP proxy is disabled and the application has no route. An application outlives the job
-that deployed it, so whoever calls `deploy_tools` also calls `shutdown_tools`.
+Invariant: nothing listens on a network: the HTTP proxy is disabled and the application has no route. An application
+outlives the job that deployed it, so whoever calls `deploy_tools` also calls `shutdown_tools`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """`ServeToolClient`: calls the tool deployments through handles, from any process of the cluster.
 
-Invariants: at most `max_in_flight` calls of a process are out at once; every attempt and every wait is bounded; a picture is stored
-once per process (by content hash) and travels by reference; back pressure and dead replicas are waited for, counted and logged,
-never scored. One client per process and event loop. Implements `ToolClient`; used by the generator actors and the expert.
+Invariants: at most `max_in_flight` calls of a process are out at once; every attempt and every wait is bounded; a
+picture is stored once per process (by content hash) and travels by reference; back pressure and dead replicas are
+waited for, counted and logged, never scored. One client per process and event loop. Implements `ToolClient`; used by
+the generator actors and the expert.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ _LONGEST_PAUSE_S = 8.0
 
 
 class ServeToolClient:
-    """See the module. `timeout_s` is the tools' own bound; `queue_s` is what one call may wait in queues on top of it."""
+    """See the module. `timeout_s` is the tools' own bound; a call may wait `queue_s` in queues on top of it."""
 
     def __init__(
         self,
@@ -79,20 +80,19 @@ class ServeToolClient:
 
     async def _reach(self, name: str, arguments: Mapping[str, Any], context: ToolContext) -> ToolOutcome:
         async with self._slots:
-            for num_retries in range(self.num_retries + 1):
+            num_retries = 0
+            while True:
                 try:
-                    outcome = await asyncio.wait_for(
-                        self._attempt(name, arguments, context), self._timeout_s + self._queue_s
-                    )
+                    attempt = self._attempt(name, arguments, context)
+                    outcome = await asyncio.wait_for(attempt, self._timeout_s + self._queue_s)
                     return replace(outcome, num_retries=num_retries)
                 except (RayError, RayServeException, TimeoutError) as error:  # fault boundary: infrastructure
                     self._note(name, error, context)
-                    last = error
+                    if num_retries == self.num_retries:
+                        words = f"tool {name!r} of application {self.app_name!r}: {num_retries + 1} attempts failed"
+                        raise ToolInfrastructureError(f"{words}; {_first_line(error)}") from error
                 await asyncio.sleep(_pause_s(num_retries))
-        raise ToolInfrastructureError(
-            f"tool {name!r} of application {self.app_name!r} was not reached in {self.num_retries + 1} attempts: "
-            f"{type(last).__name__}: {str(last)[:300]}"
-        ) from last
+                num_retries += 1
 
     async def _attempt(self, name: str, arguments: Mapping[str, Any], context: ToolContext) -> ToolOutcome:
         """One attempt; back pressure is waited out here and does not count as a retry."""
@@ -106,9 +106,7 @@ class ServeToolClient:
                 await asyncio.sleep(_pause_s(min(num_waits, 3)) * 0.2)
         raise AssertionError("unreachable: the caller's time-out ends the loop")
 
-    def _send(
-        self, handle: DeploymentHandle[Any], arguments: Mapping[str, Any], context: ToolContext
-    ) -> DeploymentResponse[Any]:
+    def _send(self, handle: DeploymentHandle[Any], arguments: Mapping[str, Any], context: ToolContext) -> Any:
         sizes = context.num_images, context.num_masks
         masks = {index: pack_mask(mask) for index, mask in context.masks.items()}
         images = [self._images.ref(image) for image in context.images.values()]
@@ -129,7 +127,7 @@ class ServeToolClient:
     def _note(self, name: str, error: Exception, context: ToolContext) -> None:
         self.failures[type(error).__name__] += 1
         self._images.forget(context.images.values())  # the store may have lost them
-        _log.warning("tool %s: %s: %s", name, type(error).__name__, str(error).split("\n")[0][:200])
+        _log.warning("tool %s: %s", name, _first_line(error))
 
 
 class ImageRefs:
@@ -168,6 +166,10 @@ async def _result(response: DeploymentResponse[Any]) -> Any:
     except asyncio.CancelledError:
         response.cancel()
         raise
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
 
 
 def _pause_s(num_failures: int) -> float:

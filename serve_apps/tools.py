@@ -1,18 +1,17 @@
 """The tools as one Ray Serve application: a deployment per tool, reached by handles only, and its typed arguments.
 
 Invariants: the application has no HTTP route; every replica bounds what it runs (a pool of threads), what it accepts
-(`max_ongoing_requests`) and how long a call takes; a health check runs the tool itself; a tool's failure is an outcome, so that an
-exception here always means infrastructure. Deployed by `serve_apps.deploy`, called through `serve_apps.tool_client`.
+(`max_ongoing_requests`) and how long a call takes; a health check runs the tool itself; a tool's failure is an outcome,
+so that an exception here always means infrastructure. Deployed by `serve_apps.deploy`, called through
+`serve_apps.tool_client`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
-import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -21,11 +20,10 @@ from ray.serve import Application
 
 from medvista_ray.tools.base import ToolContext, ToolOptions
 from medvista_ray.tools.catalog import load_tools
-from medvista_ray.tools.execution import execute, failure
-from medvista_ray.types import ErrorCode, MedImage, ToolOutcome
+from medvista_ray.tools.hosting import ToolHost
+from medvista_ray.types import MedImage, ToolOutcome
 from serve_apps.wire import PackedMask, pack_masks, unpack_mask
 
-_log = logging.getLogger(__name__)
 Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0)]
 
@@ -38,17 +36,17 @@ class ToolsAppArgs(BaseModel):
     names: tuple[str, ...] = ("zoom_in", "segment_medical", "measure", "search_text")
     """Registered tool names or "module:Class"."""
     timeout_s: Seconds = 30.0
-    """Bound on one call inside a replica, waiting for a thread included."""
+    """Bound on one call inside a replica, from its start."""
     tool_timeout_s: dict[str, Seconds] = Field(default_factory=dict[str, float])
     """Bounds of single tools, by name."""
-    max_ongoing: Positive = 16
-    """Calls in flight per replica."""
+    max_ongoing: Positive = 128
+    """Calls a replica accepts; what it computes at once is the tool's `num_parallel`. Keep it above what callers have
+    in flight: Serve's router backs off from a full replica (16 gave a quarter of the throughput at 64 in flight).
+    """
     max_queued: Positive = 256
     """Calls waiting per caller before back pressure."""
     num_replicas: Positive = 1
     """Replicas of each tool."""
-    num_workers: Positive = 4
-    """Threads of one replica that run calls."""
     num_threads: Positive = 1
     """CPU threads of one replica's neural net."""
     precision: Literal["float32", "bfloat16"] | None = None
@@ -69,7 +67,7 @@ class ToolReplica:
     """Runs one tool. Serve makes one of these per replica process."""
 
     def __init__(self, name: str, args: ToolsAppArgs, *siblings: Any) -> None:
-        """Load the tool. `siblings` are the application's other deployments: Serve wants one root, which needs no process."""
+        """Load the tool. `siblings`, the application's other deployments, are ignored: Serve wants one root."""
         del siblings
         (spec,) = load_tools((name,))
         options = ToolOptions(
@@ -78,13 +76,9 @@ class ToolReplica:
             embedding_cache_mib=args.embedding_cache_mib,
             disk_cache_mib=args.disk_cache_mib,
         )
-        self._tool = spec(options)
-        self._tool.setup()
-        self._timeout_s = args.tool_timeout_s.get(spec.name, args.timeout_s)
-        self._pool = ThreadPoolExecutor(args.num_workers, thread_name_prefix=spec.name)
-        self._num_workers = args.num_workers
-        self._num_abandoned = 0
-        self._lock = threading.Lock()
+        tool = spec(options)
+        tool.setup()
+        self._host = ToolHost(tool, args.tool_timeout_s.get(spec.name, args.timeout_s))
         # Its own thread: a replica that is busy with long calls is healthy. The time-out is Serve's.
         self._health_pool = ThreadPoolExecutor(1, thread_name_prefix="health")
 
@@ -96,45 +90,24 @@ class ToolReplica:
         masks: Mapping[int, PackedMask],
         *images: MedImage,
     ) -> tuple[ToolOutcome, tuple[PackedMask, ...]]:
-        """Run one call on `images` (episode indices `image_indices`) and `masks`; `sizes` = pictures and masks of the episode.
+        """Run one call on `images`, whose episode indices are `image_indices`, and `masks`.
 
-        The outcome's masks travel packed, beside it.
+        `sizes` counts the episode's pictures and masks. The outcome's masks travel packed, beside it.
         """
         unpacked = {index: unpack_mask(mask) for index, mask in masks.items()}
         context = ToolContext(dict(zip(image_indices, images, strict=True)), unpacked, *sizes)
-        return pack_masks(await self._run(arguments, context))
-
-    async def _run(self, arguments: Mapping[str, Any], context: ToolContext) -> ToolOutcome:
-        job = self._pool.submit(execute, self._tool, arguments, context)
-        try:
-            return await asyncio.wait_for(asyncio.wrap_future(job), self._timeout_s)
-        except TimeoutError:
-            if not job.cancelled():
-                self._abandon(job)
-            words = f"{self._tool.name} took longer than {self._timeout_s:g} s"
-            _log.warning(words)
-            return failure(ErrorCode.E5, words, self._timeout_s)
-
-    def _abandon(self, job: Future[ToolOutcome]) -> None:
-        """A thread cannot be killed: count it until it ends, so that the health check can tell when none is left."""
-
-        def returned(_: Future[ToolOutcome]) -> None:
-            with self._lock:
-                self._num_abandoned -= 1
-
-        with self._lock:
-            self._num_abandoned += 1
-        job.add_done_callback(returned)
+        return pack_masks(await self._host.call(arguments, context))
 
     async def check_health(self) -> None:
         """Run the tool's own probe; raising makes Serve replace the replica."""
-        if self._num_abandoned >= self._num_workers:
-            raise RuntimeError(f"{self._tool.name}: all {self._num_workers} threads hang in calls that timed out")
-        await asyncio.get_running_loop().run_in_executor(self._health_pool, self._tool.probe)
+        tool = self._host.tool
+        if self._host.is_stuck:
+            raise RuntimeError(f"{tool.name}: its threads hang in calls that timed out")
+        await asyncio.get_running_loop().run_in_executor(self._health_pool, tool.probe)
 
     async def describe(self) -> dict[str, Any]:
         """Who this replica is, for tests and dashboards."""
-        return {"tool": self._tool.name, "signature": self._tool.signature(), "pid": os.getpid()}
+        return {"tool": self._host.tool.name, "signature": self._host.tool.signature(), "pid": os.getpid()}
 
 
 def build_tools_app(args: ToolsAppArgs) -> Application:
@@ -148,7 +121,7 @@ def build_tools_app(args: ToolsAppArgs) -> Application:
 
 
 def _bind(path: str, name: str, args: ToolsAppArgs, *siblings: Application) -> Application:
-    deployment = serve.deployment(
+    deployment: Any = serve.deployment(
         ToolReplica,
         name=name,
         num_replicas=args.num_replicas,
@@ -161,4 +134,3 @@ def _bind(path: str, name: str, args: ToolsAppArgs, *siblings: Application) -> A
         max_constructor_retry_count=2,
     )
     return deployment.bind(path, args, *siblings)
-

@@ -31,6 +31,12 @@ class Trajectories:
     num_dropped: Counter[str] = field(default_factory=Counter[str])
     """By "family: reason"."""
 
+    def describe(self) -> str:
+        """One line for the progress display."""
+        dropped = ", ".join(f"{count} {reason}" for reason, count in self.num_dropped.most_common())
+        total = len(self.kept) + self.num_dropped.total()
+        return f"expert: kept {len(self.kept)} of {total} trajectories (dropped: {dropped or 'none'})"
+
 
 async def collect_trajectories(
     tasks: Sequence[Task],

@@ -7,8 +7,8 @@ base that was never taught tools. Called by `trainers.pretrain_tiny`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -36,32 +36,52 @@ class Sample:
     answer: str
     images: tuple[MedImage, ...] = ()
     think: str = "I look."
+    kind: str = ""
+
+
+TEXT_KINDS = {"copy": 0.40, "read_numbers": 0.32, "read_list": 0.18, "compare": 0.10}
+VISION_KINDS = {"letter": 0.45, "nucleus": 0.30, "modality": 0.15, "brightness": 0.10}
+JOINT_KINDS = {
+    "letter": 0.22,
+    "nucleus": 0.16,
+    "modality": 0.08,
+    "brightness": 0.04,
+    "direct": 0.14,
+    "copy": 0.12,
+    "read_numbers": 0.12,
+    "read_list": 0.08,
+    "compare": 0.04,
+}
+STAGES = {"vision": VISION_KINDS, "text": TEXT_KINDS, "joint": JOINT_KINDS}
+"""Stage of the pre-training -> share of each kind of sample."""
 
 
 class PretrainMixture:
     """An endless, seeded stream of samples."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, kinds: Mapping[str, float] = JOINT_KINDS) -> None:
         self._rng = np.random.default_rng([PRETRAIN_SEED, seed])
         self._bench = MedVistaBench(BenchConfig(seed=PRETRAIN_SEED))
-        self._kinds: list[tuple[Callable[[Generator], Sample | None], float]] = [
-            (self._direct, 0.16),
-            (self._letter, 0.22),
-            (self._nucleus, 0.16),
-            (_brightness, 0.06),
-            (_copy, 0.10),
-            (_read_numbers, 0.14),
-            (_read_list, 0.10),
-            (_compare, 0.06),
-        ]
+        self._shares = kinds
+        self._makers: dict[str, Callable[[Generator], Sample | None]] = {
+            "direct": self._direct,
+            "letter": self._letter,
+            "nucleus": self._nucleus,
+            "modality": self._modality,
+            "brightness": _brightness,
+            "copy": _copy,
+            "read_numbers": _read_numbers,
+            "read_list": _read_list,
+            "compare": _compare,
+        }
 
     def __iter__(self) -> Iterator[Sample]:
-        weights = np.array([weight for _, weight in self._kinds])
+        names, shares = list(self._shares), np.array(list(self._shares.values()))
         while True:
-            make = self._kinds[int(self._rng.choice(len(weights), p=weights / weights.sum()))][0]
-            sample = make(self._rng)
+            kind = names[int(self._rng.choice(len(names), p=shares / shares.sum()))]
+            sample = self._makers[kind](self._rng)
             if sample is not None:
-                yield sample
+                yield replace(sample, kind=kind)
 
     def _task(self, rng: Generator, family: str) -> Task:
         task = self._bench.make(family, Split.TRAIN, int(rng.integers(1_000_000)))
@@ -70,15 +90,19 @@ class PretrainMixture:
 
     def _direct(self, rng: Generator) -> Sample:
         """A bench question on a train subject, answered without any tool: honest training of the no-tools arm."""
-        family = pick(rng, [f for f in self._bench.families for _ in range(3 if f == "modality" else 1)])
-        task = self._task(rng, family)
+        task = self._task(rng, pick(rng, self._bench.families))
+        return Sample(task.question, task.answer, tuple(self._bench.open(task)))
+
+    def _modality(self, rng: Generator) -> Sample:
+        """What kind of picture it is."""
+        task = self._task(rng, "modality")
         return Sample(task.question, task.answer, tuple(self._bench.open(task)))
 
     def _letter(self, rng: Generator) -> Sample:
         """Read a marker that fills a good part of the picture, alone or as the second of two pictures."""
         task = self._task(rng, "side_marker")
         image = self._bench.open(task)[0]
-        close = crop(image, loosen(rng, task.regions[0], 0.3, 1.4))
+        close = crop(image, loosen(rng, task.regions[0], 0.35, 1.25))
         return self._close_up(rng, task, image, close, "Which letter is shown: L, R, A or P?")
 
     def _nucleus(self, rng: Generator) -> Sample:
@@ -89,7 +113,7 @@ class PretrainMixture:
         return self._close_up(rng, task, image, close, "Is there a nucleus in the middle? yes or no")
 
     def _close_up(self, rng: Generator, task: Task, image: MedImage, close: MedImage, question: str) -> Sample:
-        if rng.random() < 0.5:
+        if self._shares is VISION_KINDS or rng.random() < 0.5:
             return Sample(question, task.answer, (close,))
         return Sample(f"The second picture is a close-up. {question}", task.answer, (image, close))
 

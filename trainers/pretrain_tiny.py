@@ -12,7 +12,6 @@ import json
 import math
 import random
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from medvista_ray.models.attention import attention_of
 from medvista_ray.models.batching import build_batch, split_microbatches
 from medvista_ray.models.logprobs import sampled_logprobs
 from medvista_ray.models.policy import Policy, load_policy
@@ -29,7 +29,7 @@ from medvista_ray.protocol import system_prompt
 from medvista_ray.rollout.chat import ChatFormat
 from medvista_ray.rollout.pictures import policy_picture
 from medvista_ray.types import AnswerKind, Episode, EpisodeStatus, Observation, Split, Task
-from trainers.pretrain_data import PretrainMixture, Sample, corpus
+from trainers.pretrain_data import STAGES, PretrainMixture, Sample, corpus
 
 VOCAB_SIZE = 4096
 TOKENIZER_SAMPLES = 3000
@@ -52,6 +52,13 @@ PROTOCOL_TEXTS = (
     "image 1 shows this region. mask 0: box [1, 2, 3, 4]. reference mean 1 HU: region is higher; region is smaller",
 )
 """Prompts, calls and replies, for the tokenizer's merges only: the base is not trained on them."""
+CLASSES = {
+    "letter": ("L", "R", "A", "P"),
+    "nucleus": ("yes", "no"),
+    "modality": ("CT", "MRI", "X-ray", "ultrasound", "microscopy"),
+    "brightness": ("left", "right"),
+}
+"""Answers of the vision stage's kinds."""
 NO_TASK = Task(
     id="pretrain", source="", family="", split=Split.TRAIN, subject="", modality="", question="", answer="", kind=AnswerKind.TEXT
 )
@@ -86,36 +93,52 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="seed of weights and data")
     parser.add_argument("--threads", type=int, default=2, help="torch threads")
     parser.add_argument("--decay", action="store_true", help="decay the rate to a tenth (the last phase of a run)")
-    parser.add_argument("--resume", action="store_true", help="start from the weights in --out")
+    parser.add_argument("--stage", choices=list(STAGES), default="joint", help="what is taught")
+    parser.add_argument("--start", type=Path, nargs="*", default=[], help="folders whose weights to start from")
     return parser.parse_args()
 
 
 def _policy(arguments: argparse.Namespace) -> Policy:
-    if not arguments.resume:
-        tokenizer = build_tiny_tokenizer(corpus(TOKENIZER_SAMPLES, arguments.seed, list(PROTOCOL_TEXTS) * 100), VOCAB_SIZE)
+    """A new policy, or one that takes each start folder's trained part: its vision weights, its language weights, or both."""
+    if not arguments.start:
+        tokenizer = build_tiny_tokenizer(corpus(TOKENIZER_SAMPLES, 0, list(PROTOCOL_TEXTS) * 100), VOCAB_SIZE)
         processor = build_tiny_processor(tokenizer)
         save_policy_folder(build_tiny_model(processor.tokenizer, arguments.seed), processor, arguments.out)
-    return load_policy(arguments.out)
+        return load_policy(arguments.out)
+    policy = load_policy(arguments.start[0])
+    for folder in arguments.start[1:]:
+        recipe = json.loads((folder / "recipe.json").read_text())
+        part = {n: w for n, w in load_policy(folder).model.state_dict().items() if _is_trained_by(n, recipe["stage"])}
+        policy.model.load_state_dict(part, strict=False)
+    return policy
+
+
+def _is_trained_by(name: str, stage: str) -> bool:
+    is_vision = "vision_tower" in name or "multi_modal_projector" in name
+    return stage == "joint" or is_vision == (stage == "vision")
 
 
 def train(policy: Policy, arguments: argparse.Namespace, console: Console) -> list[float]:
     """Cross-entropy on the answers."""
-    weights = [w for w in policy.model.parameters() if w.requires_grad]
-    optimiser = torch.optim.AdamW(weights, lr=arguments.lr, betas=(0.9, 0.98), weight_decay=0.02)
-    chat = ChatFormat.from_policy(policy.tokenizer, policy.model_type)
-    mixture = iter(PretrainMixture(arguments.seed + (1000 if arguments.resume else 0)))
+    stage = VisionStage(policy) if arguments.stage == "vision" else LanguageStage(policy)
+    optimiser = torch.optim.AdamW(stage.parameters(), lr=arguments.lr, betas=(0.9, 0.98), weight_decay=0.02)
+    mixture = iter(PretrainMixture(arguments.seed, STAGES[arguments.stage]))
     losses: list[float] = []
     started = time.perf_counter()
     policy.model.train()
     for step in range(arguments.steps):
         for group in optimiser.param_groups:
             group["lr"] = arguments.lr * _schedule(step, arguments.steps, arguments.decay)
-        losses.append(_step(policy, chat, mixture, arguments.batch, optimiser))
+        optimiser.zero_grad(set_to_none=True)
+        losses.append(stage.backward([next(mixture) for _ in range(arguments.batch)]))
+        torch.nn.utils.clip_grad_norm_(stage.parameters(), 1.0)
+        optimiser.step()
         if step % 50 == 49:
             speed = (step + 1) / (time.perf_counter() - started)
-            console.print(f"step {step + 1}/{arguments.steps} loss {np.mean(losses[-50:]):.3f} {speed:.2f} steps/s")
+            done = f"step {step + 1}/{arguments.steps} loss {np.mean(losses[-50:]):.3f}"
+            console.print(f"{done} {speed:.2f} steps/s {stage.report()}", soft_wrap=True)
         if step % 250 == 249:
-            _save(policy, arguments.out, {"interim": step + 1})
+            _save(policy, arguments.out, {"stage": arguments.stage, "interim": step + 1})
     return losses
 
 
@@ -126,20 +149,70 @@ def _schedule(step: int, total: int, decay: bool, warmup: int = 50) -> float:
     return 0.1 + 0.45 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup))) if decay else 1.0
 
 
-def _step(policy: Policy, chat: ChatFormat, mixture: Iterator[Sample], batch: int, optimiser: torch.optim.Optimizer) -> float:
-    episodes = [episode_of(next(mixture), policy, chat) for _ in range(batch)]
-    num_tokens = sum(episode.num_sampled for episode in episodes)
-    total = 0.0
-    optimiser.zero_grad(set_to_none=True)
-    for indices in split_microbatches(episodes, 4096):
-        with torch.autocast("cpu", torch.bfloat16):
-            values = sampled_logprobs(policy, build_batch([episodes[i] for i in indices], policy), 1.0).values
-        loss = -values.sum() / num_tokens
+class LanguageStage:
+    """Cross-entropy of the answers' tokens, through the same forward that trains policies."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self._chat = ChatFormat.from_policy(policy.tokenizer, policy.model_type)
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """All weights."""
+        return list(self._policy.model.parameters())
+
+    def backward(self, samples: list[Sample]) -> float:
+        """Add the gradients of a batch; its loss in nats per answer token."""
+        episodes = [episode_of(sample, self._policy, self._chat) for sample in samples]
+        num_tokens = sum(episode.num_sampled for episode in episodes)
+        total = 0.0
+        for indices in split_microbatches(episodes, 8192):
+            with torch.autocast("cpu", torch.bfloat16):
+                batch = build_batch([episodes[i] for i in indices], self._policy)
+                values = sampled_logprobs(self._policy, batch, 1.0).values
+            loss = -values.sum() / num_tokens
+            loss.backward()
+            total += float(loss.detach())
+        return total
+
+    def report(self) -> str:
+        """Nothing beside the loss."""
+        return ""
+
+
+class VisionStage(torch.nn.Module):
+    """Supervised classes on the connector's output: one linear head per kind of picture question, thrown away at the end."""
+
+    def __init__(self, policy: Policy) -> None:
+        super().__init__()
+        self._policy = [policy]
+        width = policy.config.text_config.hidden_size * policy.num_image_tokens(np.zeros((1, 1, 3), np.uint8))
+        self.tower = policy.model.model.vision_tower
+        self.connector = policy.model.model.multi_modal_projector
+        self.heads = torch.nn.ModuleDict({kind: torch.nn.Linear(width, len(c)) for kind, c in CLASSES.items()})
+        self._hits: dict[str, list[bool]] = {kind: [] for kind in CLASSES}
+
+    def backward(self, samples: list[Sample]) -> float:
+        """Add the gradients of a batch; its loss in nats per picture."""
+        (policy,) = self._policy
+        side = int(policy.config.vision_config.image_size[0])
+        pixels = policy.pixel_inputs([policy_picture(sample.images[-1], side) for sample in samples])
+        with torch.autocast("cpu", torch.bfloat16), attention_of(self.tower, "eager"):
+            features = policy.model.get_image_features(**pixels, return_dict=True).pooler_output
+        flat = torch.stack(list(features)).flatten(1).float()
+        loss = torch.zeros(())
+        for kind, head in self.heads.items():
+            rows = [i for i, sample in enumerate(samples) if sample.kind == kind]
+            if rows:
+                logits = head(flat[rows])
+                targets = torch.tensor([CLASSES[kind].index(samples[i].answer) for i in rows])
+                loss = loss + torch.nn.functional.cross_entropy(logits, targets, reduction="sum") / len(samples)
+                self._hits[kind] += (logits.argmax(-1) == targets).tolist()
         loss.backward()
-        total += float(loss.detach())
-    torch.nn.utils.clip_grad_norm_(policy.model.parameters(), 1.0)
-    optimiser.step()
-    return total
+        return float(loss.detach())
+
+    def report(self) -> str:
+        """Training accuracy of the latest pictures of each kind."""
+        return " ".join(f"{kind} {np.mean(hits[-500:]):.2f}" for kind, hits in self._hits.items() if hits)
 
 
 def episode_of(sample: Sample, policy: Policy, chat: ChatFormat) -> Episode:

@@ -15,8 +15,8 @@ def truncated_importance_weights(proximal: torch.Tensor, behaviour: torch.Tensor
     """min(exp(proximal - behaviour), cap) per token, detached.
 
     Truncated importance sampling (Ionides 2008) between the learner's and the engine's policy, per token, as proposed
-    for RL with a separate inference engine by Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy
-    RL training". `proximal`: the learner's log-probabilities before this batch's first update.
+    for RL with a separate inference engine by Yao et al. 2025, "Your efficient RL framework secretly brings you
+    off-policy RL training". `proximal`: the learner's log-probabilities before this batch's first update.
     """
     return (proximal.detach() - behaviour).exp().clamp(max=cap)
 

@@ -161,8 +161,17 @@ def _open_nest(info: SubjectInfo, folder: Path) -> Plate:
     data = folder / "histolytics" / "data"
     pixels = readers.read_picture(data / "hgsc_nest.jpg")
     labels = readers.read_npz(data / "hgsc_nest_inst_mask.npz", "nuc_raster").astype(np.int32)
-    classes = readers.read_npz(data / "hgsc_nest_type_mask.npz", "nuc_raster").astype(np.uint8)
-    return Plate(pixels, None, "intensity", info.modality, labels, classes, _NUCLEUS_CLASSES)
+    drawn = readers.read_npz(data / "hgsc_nest_type_mask.npz", "nuc_raster").astype(np.int32)
+    return Plate(pixels, None, "intensity", info.modality, labels, _one_class_each(labels, drawn), _NUCLEUS_CLASSES)
+
+
+def _one_class_each(labels: NDArray[np.int32], drawn: NDArray[np.int32]) -> NDArray[np.uint8]:
+    """Each nucleus's commonest class over all of it: where outlines touch, some pixels carry the neighbour's."""
+    num_classes = max(_NUCLEUS_CLASSES) + 1
+    votes = np.bincount((labels * num_classes + drawn).ravel(), minlength=(int(labels.max()) + 1) * num_classes)
+    winner = votes.reshape(-1, num_classes).argmax(axis=1).astype(np.uint8)
+    winner[0] = 0
+    return winner[labels]
 
 
 def _pictures() -> Iterator[Entry]:

@@ -9,7 +9,7 @@ Shapes: T packed tokens, Q query heads, K key heads, D head width, n episodes of
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,7 +24,7 @@ PACKED = "medvista_packed"
 
 
 @contextmanager
-def attention_of(module: Any, name: str) -> Iterator[None]:
+def attention_of(module: Any, name: str) -> Generator[None]:
     """Within it, `module` (a text model or a vision tower) uses the attention function `name`."""
     config = module.config
     before = config._attn_implementation
@@ -59,14 +59,23 @@ def _cluster(
 ) -> list[torch.Tensor]:
     """[Q, tokens, D] outputs of the prefix (if there is one) and of the suffixes."""
     if len(cluster.gather) == len(cluster.mask) and not cluster.prefix:
-        return [_causal(*(_slice(x, cluster.start, cluster.num_tokens) for x in (query, key, value)), scaling)]
-    size = len(cluster.mask)
-    padded = [x.index_select(1, cluster.gather).unflatten(1, (-1, size)) for x in (query, key, value)]
-    shared = [_slice(x, cluster.start, cluster.prefix) for x in (query, key, value)]
+        start, length = cluster.start, cluster.num_tokens
+        alone = _causal(_slice(query, start, length), _slice(key, start, length), _slice(value, start, length), scaling)
+        return [alone]
+    shared_query = _slice(query, cluster.start, cluster.prefix)
+    shared_key = _slice(key, cluster.start, cluster.prefix)
+    shared_value = _slice(value, cluster.start, cluster.prefix)
     suffix = _suffixes if query.device.type == "cpu" else _suffixes_fused
-    outputs = suffix(*padded, shared[1], shared[2], cluster.mask, scaling).flatten(1, 2)
-    outputs = outputs.index_select(1, cluster.scatter)
-    return [_causal(*shared, scaling), outputs] if cluster.prefix else [outputs]
+    padded = suffix(
+        _pad(query, cluster), _pad(key, cluster), _pad(value, cluster), shared_key, shared_value, cluster.mask, scaling
+    )
+    outputs = padded.flatten(1, 2).index_select(1, cluster.scatter)
+    return [_causal(shared_query, shared_key, shared_value, scaling), outputs] if cluster.prefix else [outputs]
+
+
+def _pad(tensor: torch.Tensor, cluster: Cluster) -> torch.Tensor:
+    """[heads, T, D] -> the cluster's suffixes [heads, n, S, D]."""
+    return tensor.index_select(1, cluster.gather).unflatten(1, (-1, len(cluster.mask)))
 
 
 def _slice(tensor: torch.Tensor, start: int, length: int) -> torch.Tensor:
@@ -80,8 +89,8 @@ def _causal(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling
         seen = torch.ones(query.shape[1], query.shape[1], dtype=torch.bool).tril()
         return (_softmax(grouped @ key[:, None].transpose(-1, -2), seen) @ value[:, None]).flatten(0, 1)
     repeats = query.shape[0] // key.shape[0]
-    key, value = (x.repeat_interleave(repeats, dim=0)[None] for x in (key, value))
-    return scaled_dot_product_attention(query[None], key, value, is_causal=True, scale=scaling)[0]
+    keys, values = key.repeat_interleave(repeats, dim=0)[None], value.repeat_interleave(repeats, dim=0)[None]
+    return scaled_dot_product_attention(query[None], keys, values, is_causal=True, scale=scaling)[0]
 
 
 def _suffixes(

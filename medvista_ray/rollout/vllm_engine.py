@@ -1,14 +1,17 @@
 """vLLM as the rollout's engine: one model, continuous batching, weights replaced while requests are in flight.
 
 Invariants:
-- a request is admitted only when a version is completely loaded: `generate` waits while one is being loaded, and an update that fails
-  leaves the version before it in place;
+- a request is admitted only when a version is completely loaded: `generate` waits while one is being loaded, and an
+  update that fails leaves the version before it in place;
 - `Completion.versions` says of each token which version sampled it;
-- a cached prefix is never reused across versions (`cache_salt`), nor is a cached image if the vision tower is trained.
+- a cached prefix is never reused across versions (`cache_salt`), nor is an encoded picture if the vision tower is
+  trained.
 
-What a request in flight keeps across an update is its own KV cache, computed by the version before: cheap, and what the recorded
-log-probs truly describe, but a learner that recomputes those tokens under one version sees them differ. `recompute_on_update`
-drops it instead, so that every token's log-prob is that of its version alone; the price is one prefill of each running request.
+A request in flight keeps its own KV cache across an update: cheap, and what the recorded log-probs truly describe, but
+a learner that recomputes those tokens under one version sees them differ. `recompute_on_update` submits it anew behind
+the tokens it has sampled so far, so that every log-prob is that of the token's version alone, at the price of a
+prefill. (vLLM's own way, preempting with a cleared cache, ends in "Encoder cache miss": its worker drops pictures that
+a prefix hit covered.)
 
 Called by the generator actor and by tests; importing this module does not import vLLM.
 """
@@ -17,11 +20,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import itertools
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Generator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -37,10 +41,13 @@ from medvista_ray.weights.vllm_plugin import register
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
-    from vllm.outputs import RequestOutput
+    from vllm.outputs import CompletionOutput, RequestOutput
     from vllm.v1.engine.async_llm import AsyncLLM
 
 logger = logging.getLogger(__name__)
+
+INTERRUPTED = "abort"
+"""vLLM's finish reason of a request that an update cut short."""
 
 
 @dataclass(frozen=True)
@@ -73,12 +80,12 @@ class EngineStats:
 
 
 class VllmEngine:
-    """An `Engine` over vLLM's AsyncLLM. Use from one event loop: `await start()`, then any number of `generate` at once."""
+    """An `Engine` over vLLM's AsyncLLM, for one event loop: `await start()`, then any number of `generate` at once."""
 
     def __init__(self, settings: EngineSettings) -> None:
         self.settings = settings
         self._engine: AsyncLLM | None = None
-        self._good = str(settings.model)
+        self._good: str | None = None
         self._version = settings.version
         self._started = self._closed = False
         self._open = asyncio.Event()
@@ -113,18 +120,12 @@ class VllmEngine:
 
     async def generate(self, prompt: Prompt, sampling: Sampling) -> Completion:
         """Sample one turn. Waits while a version is being loaded; cancelling it aborts the request."""
-        collector = await self._admit(prompt, sampling)
-        with self._clock.request():
-            output: Any = None
-            try:
-                while output is None or not output.finished:
-                    output = collector.get_nowait() or await collector.get()
-            except asyncio.CancelledError:
-                await self._running().abort(collector.request_id, internal=True)
-                raise
-            finally:
-                collector.close()
-        return self._completion(output)
+        parts = [await self._sample(prompt, sampling)]
+        while parts[-1].outputs[0].finish_reason == INTERRUPTED:
+            sampled = [token for part in parts for token in part.outputs[0].token_ids]
+            rest = dataclasses.replace(sampling, max_tokens=sampling.max_tokens - len(sampled))
+            parts.append(await self._sample(Prompt([*prompt.token_ids, *sampled], prompt.images), rest))
+        return self._completion(parts)
 
     async def load_version(self, manifest: Manifest) -> UpdateTimes:
         """Serve `manifest`'s weights from here on; running requests go on with them.
@@ -179,8 +180,23 @@ class VllmEngine:
             raise MedVistaError("the engine is not running: it was not started, was shut down, or lost its weights")
         return self._engine
 
+    async def _sample(self, prompt: Prompt, sampling: Sampling) -> RequestOutput:
+        """Run one request to its end, or to the update that interrupts it."""
+        collector = await self._admit(prompt, sampling)
+        with self._clock.request():
+            output: Any = None
+            try:
+                while output is None or not output.finished:
+                    output = collector.get_nowait() or await collector.get()
+            except asyncio.CancelledError:
+                await self._running().abort(collector.request_id, internal=True)
+                raise
+            finally:
+                collector.close()
+        return output
+
     async def _admit(self, prompt: Prompt, sampling: Sampling) -> Any:
-        """Hand the request to vLLM under the version that serves: no update starts between the salt and the hand-over."""
+        """Hand the request to vLLM under the version that serves: no update starts between salt and hand-over."""
         await self._open.wait()
         self._num_admitting += 1
         try:
@@ -217,32 +233,31 @@ class VllmEngine:
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
 
-    def _completion(self, output: RequestOutput) -> Completion:
-        completion = output.outputs[0]
-        token_ids = list(completion.token_ids)
-        logprobs = np.asarray(completion.logprobs.logprobs, np.float32)  # pyright: ignore
-        if len(logprobs) != len(token_ids):
-            raise InvariantError(f"vLLM returned {len(logprobs)} log-probs for {len(token_ids)} tokens")
+    def _completion(self, parts: Sequence[RequestOutput]) -> Completion:
+        """One completion of the requests that make a turn."""
+        outputs = [part.outputs[0] for part in parts]
+        token_ids = [token for output in outputs for token in output.token_ids]
         self._counts["tokens"] += len(token_ids)
-        self._counts["cached"] += output.num_cached_tokens or 0
-        self._counts["prompt"] += len(output.prompt_token_ids or ())
+        self._counts["cached"] += sum(part.num_cached_tokens or 0 for part in parts)
+        self._counts["prompt"] += sum(len(part.prompt_token_ids or ()) for part in parts)
         return Completion(
-            prompt_ids=list(output.prompt_token_ids or ()),
+            prompt_ids=list(parts[0].prompt_token_ids or ()),
             token_ids=token_ids,
-            logprobs=logprobs,
-            versions=_versions(completion.weight_versions or (), len(token_ids)),
-            text=completion.text if self._stop_strings else self._tokenizer.decode(token_ids),
-            stopped=completion.finish_reason == "stop",
+            logprobs=np.concatenate([_logprobs(output) for output in outputs]),
+            versions=np.concatenate([_versions(output) for output in outputs]),
+            text=self._tokenizer.decode(token_ids),
+            stopped=outputs[-1].finish_reason == "stop",
         )
 
     @contextlib.asynccontextmanager
-    async def _paused(self) -> AsyncIterator[None]:
+    async def _paused(self) -> AsyncGenerator[None]:
         """No request is admitted and no token sampled inside. An engine without whole weights is not resumed."""
         self._open.clear()
         try:
             async with self._admitted:
                 await self._admitted.wait_for(lambda: self._num_admitting == 0)
-            await self._running().pause_generation(mode="keep", clear_cache=False)
+            mode = "abort" if self.settings.recompute_on_update else "keep"
+            await self._running().pause_generation(mode=mode, clear_cache=False)
             try:
                 yield
             finally:
@@ -264,7 +279,11 @@ class VllmEngine:
         """Load the version before again, whole; if even that fails the engine is shut down, for it must not serve."""
         logger.warning("weight update failed, version %d is loaded again: %s", self._version, cause)
         try:
-            await self._apply(self._good, self._version)
+            # The folder first: the refused file may have reached weights that published files do not hold.
+            await self._apply(str(self.settings.model), self._version)
+            if self._good is not None:
+                await self._apply(self._good, self._version)
+        # Fault boundary as above, but now no whole weights are left.
         except Exception as error:
             self.shutdown()
             raise WeightUpdateError(f"version {self._version} could not be restored: {error}") from cause
@@ -277,8 +296,6 @@ class VllmEngine:
         await engine.update_weights(WeightTransferUpdateRequest({"path": path}))
         await engine.finish_weight_update(weight_version=str(version))
         self._version = version
-        if self.settings.recompute_on_update:
-            await engine.reset_prefix_cache(reset_running_requests=True)
         if self.settings.train_vision:
             await engine.reset_encoder_cache()
 
@@ -296,7 +313,7 @@ class _BusyClock:
         self._started = time.perf_counter()
 
     @contextlib.contextmanager
-    def request(self) -> Iterator[None]:
+    def request(self) -> Generator[None]:
         if self.num_running == 0:
             self._since = time.perf_counter()
         self.num_running += 1
@@ -315,11 +332,20 @@ class _BusyClock:
         return time.perf_counter() - self._started if self._started is not None else 0.0
 
 
-def _versions(spans: Any, num_tokens: int) -> NDArray[np.int32]:
-    """[num_tokens] from vLLM's spans. Raises InvariantError if a token has no version."""
-    versions = np.full(num_tokens, -1, np.int32)
-    for span in spans:
+def _logprobs(output: CompletionOutput) -> NDArray[np.float32]:
+    """[sampled tokens]. Raises InvariantError if one has no log-prob."""
+    flat: Any = output.logprobs  # vLLM's FlatLogprobs: one entry per token, since no alternatives are asked for
+    values = np.asarray(flat.logprobs if flat else (), np.float32)
+    if len(values) != len(output.token_ids):
+        raise InvariantError(f"vLLM returned {len(values)} log-probs for {len(output.token_ids)} tokens")
+    return values
+
+
+def _versions(output: CompletionOutput) -> NDArray[np.int32]:
+    """[sampled tokens] from vLLM's spans. Raises InvariantError if a token has no version."""
+    versions = np.full(len(output.token_ids), -1, np.int32)
+    for span in output.weight_versions or ():
         versions[span.start : span.end] = int(span.version)
     if (versions < 0).any():
-        raise InvariantError(f"vLLM named no weight version for {int((versions < 0).sum())} of {num_tokens} tokens")
+        raise InvariantError(f"vLLM named no weight version for {int((versions < 0).sum())} of {len(versions)} tokens")
     return versions

@@ -1,7 +1,7 @@
 """What a vLLM engine is started with: the settings we choose, vLLM's arguments, the environment of its processes.
 
-Invariant: importing this module imports neither vLLM nor torch, and `cpu_environment` is applied before vLLM is imported (vLLM
-reads it then). Called by `rollout.vllm_engine` and by whoever makes one.
+Invariant: importing this module imports neither vLLM nor torch, and `cpu_environment` is applied before vLLM is
+imported (vLLM reads it then). Called by `rollout.vllm_engine` and by whoever makes one.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class EngineSettings:
     recompute_on_update: bool = False
     """Whether running requests are prefilled anew after an update (see `rollout.vllm_engine`)."""
     cores: str = ""
-    """Cores of the engine's compute threads, as "0" or "0-3,6"; empty: one thread, placed by the system. Unused on a GPU."""
+    """Cores of the engine's compute threads, as "0" or "0-3,6"; empty: one thread anywhere. Unused on a GPU."""
 
 
 def engine_settings(config: TrainConfig, inputs: PolicyInputs, index: int) -> EngineSettings:
@@ -74,8 +74,9 @@ def engine_settings(config: TrainConfig, inputs: PolicyInputs, index: int) -> En
 def cpu_environment(cores: str) -> dict[str, str]:
     """Environment of an engine's processes: quiet, offline and, where vLLM runs on a CPU, its threads on `cores`.
 
-    The engine computes inside its scheduler's process instead of in a worker of its own: on a CPU the two only take turns, and the
-    hand-over cost a third of a core. vLLM then leaves the threads to us (`weights.vllm_plugin.bind_cores`).
+    The engine computes inside its scheduler's process instead of in a worker of its own: on a CPU the two only take
+    turns, and the hand-over cost a third of a core. The threads are then bound by us
+    (`weights.vllm_plugin.bind_cores`).
     """
     return {
         "VLLM_LOGGING_LEVEL": "ERROR",
@@ -103,6 +104,7 @@ def engine_args(settings: EngineSettings) -> Any:
     """vLLM's AsyncEngineArgs. Eager mode with an explicit KV cache size also skips the warm-up on a CPU."""
     from vllm import AsyncEngineArgs
     from vllm.config import WeightTransferConfig
+    from vllm.platforms import current_platform
 
     return AsyncEngineArgs(
         model=str(settings.model),
@@ -110,6 +112,8 @@ def engine_args(settings: EngineSettings) -> Any:
         seed=settings.seed,
         max_model_len=settings.max_model_len,
         max_num_seqs=settings.max_num_seqs,
+        # vLLM's 128 on a CPU would cache few of our short prefixes: 92 % of prompt tokens hit instead of 83 %.
+        block_size=32 if current_platform.is_cpu() else None,
         kv_cache_memory_bytes=settings.kv_cache_mib * 2**20,
         limit_mm_per_prompt={"image": settings.max_images, "video": 0},
         mm_processor_kwargs=dict(settings.processor_kwargs),

@@ -1,7 +1,8 @@
 """What a tool is, what it sees, and who may call it.
 
-Owns `Tool`, `ToolContext`, `ToolOptions` and the `ToolClient` protocol. Invariant: a tool sees only the pictures and masks of
-its own episode, never the task or its gold answer. Environments call tools through a `ToolClient`; clients run `Tool`s.
+Owns `Tool`, `ToolContext`, `ToolOptions` and the `ToolClient` protocol. Invariant: a tool sees only the pictures and
+masks of its own episode, never the task or its gold answer. Environments call tools through a `ToolClient`; clients
+run `Tool`s.
 """
 
 from __future__ import annotations
@@ -106,6 +107,8 @@ class Tool(ABC):
     """One short sentence for the policy."""
     Args: ClassVar[type[BaseModel]]
     """Schema of the arguments, `extra="forbid"` (see ToolArgs)."""
+    num_parallel: ClassVar[int] = 1
+    """Calls that run at once: more than 1 pays only for what computes or waits outside the interpreter lock."""
 
     def __init__(self, options: ToolOptions | None = None) -> None:
         self.options = options or ToolOptions()

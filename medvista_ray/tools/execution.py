@@ -1,7 +1,7 @@
 """One call of one loaded tool, with every way it can go wrong turned into an outcome.
 
-Invariant: `execute` never raises. This is the fault boundary between a tool's code and an episode; `LocalToolClient` and the
-Serve replicas both run calls through it, so that they agree.
+Invariant: `execute` never raises. This is the fault boundary between a tool's code and an episode; `LocalToolClient`
+and the Serve replicas both run calls through it, so that they agree.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ def outline(mask: NDArray[np.bool_]) -> Floats:
     last = mask.shape[1] - 1 - mask[rows, ::-1].argmax(axis=1)
     centres = np.concatenate([np.stack([rows, first], axis=1), np.stack([rows, last], axis=1)]) + 0.5
     sides = np.array([(-0.5, 0.0), (0.5, 0.0), (0.0, -0.5), (0.0, 0.5)])
-    return (centres[:, None, :] + sides[None, :, :]).reshape(-1, 2)
+    return (centres[:, None, :] + sides[None, :, :]).reshape(-1, 2).astype(np.float64)
 
 
 def extent(points: Floats) -> Extent:

@@ -1,4 +1,7 @@
-"""Calls, errors and latencies per tool, as a client saw them. Bounded; written from one event loop or several threads."""
+"""Calls, errors and latencies per tool, as a client saw them.
+
+Invariant: memory is bounded, and several threads may record at once. Owned by the tool clients.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """From raw arguments to a tool's `Args`, or to a refusal in words that a policy (and a person) can act on.
 
-Invariant: never raises and never guesses. A wrong or missing key is E2, a wrong type or range E3. Called by both clients
-and by every Serve replica.
+Invariant: never raises and never guesses. A wrong or missing key is E2, a wrong type or range E3. Called by both
+clients and by every Serve replica.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a published policy version is: a number, a file, and how to tell that the file is whole.
 
-Invariant: a manifest is small and plain, so that it crosses any process boundary as JSON while the tensors stay where they
-are. Made by a transport's publisher, read by every engine before it pauses (`check`).
+Invariant: a manifest is small and plain, so that it crosses any process boundary as JSON while the tensors stay where
+they are. Made by a transport's publisher, read by every engine before it pauses (`check`).
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ class Manifest(BaseModel):
                 f"version {self.version}: {self.path} holds {num_bytes} bytes, expected {self.num_bytes}"
             )
         if self.checksum is not None and (found := file_checksum(file)) != self.checksum:
-            raise WeightUpdateError(f"version {self.version}: {self.path} has checksum {found}, expected {self.checksum}")
+            raise WeightUpdateError(
+                f"version {self.version}: {self.path} has checksum {found}, expected {self.checksum}"
+            )
 
 
 def file_checksum(file: Path) -> str:

@@ -1,7 +1,8 @@
 """Weights through shared memory on one node: a safetensors file in /dev/shm that the engines map.
 
-Invariants: a file appears whole (written under a temporary name, then renamed) or not at all; the two newest versions stay, so
-that an engine may still read the one before; nothing stays after `close`. Called by the learner after every step.
+Invariants: a file appears whole (written under a temporary name, then renamed) or not at all; the two newest versions
+stay, so that an engine may still read the one before; nothing stays after `close`. Called by the learner after every
+step.
 """
 
 from __future__ import annotations
@@ -82,8 +83,8 @@ class SharedMemoryPublisher:
         free = shutil.disk_usage(self.folder).free
         if num_bytes + _HEADROOM_BYTES > free:
             raise WeightUpdateError(
-                f"{file}: {num_bytes / 2**20:.0f} MiB of weights do not fit, {free / 2**20:.0f} MiB are free in {self.folder}; "
-                "enlarge it (docker run --shm-size) or remove what fills it"
+                f"{file}: {num_bytes / 2**20:.0f} MiB of weights do not fit, {free / 2**20:.0f} MiB are free; "
+                "enlarge the file system (docker run --shm-size) or remove what fills it"
             )
 
 

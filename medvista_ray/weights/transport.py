@@ -1,6 +1,6 @@
 """How a policy version travels from the learner to the engines: one small interface, several transports.
 
-A publisher runs beside the learner and hands out manifests; the receiving end is a vLLM weight-transfer engine of the same name
+A publisher runs beside the learner and hands out manifests; the receiving end is a vLLM weight-transfer engine
 (`weights.vllm_plugin`). Called by the learner actor.
 """
 

@@ -1,19 +1,25 @@
 """Makes vLLM's worker processes know the "medvista_shm" weight-transfer engine.
 
-Owns the registration and the binding to cores; the engine is in `weights.vllm_transfer`, imported when vLLM makes one. vLLM calls `register` in
-every process where the package is installed (entry point group "vllm.general_plugins"). Where it runs from a source
-tree there are no entry points, so engines also name `WORKER_EXTENSION`, whose import registers too. Cheap without vLLM.
+Owns the registration, the binding to cores and the life span of the engine's process; the engine itself is in
+`weights.vllm_transfer`, imported when vLLM makes one. vLLM calls `register` in every process where the package is
+installed (entry point group "vllm.general_plugins"). Where it runs from a source tree there are no entry points, so
+engines also name `WORKER_EXTENSION`, whose import registers too. Importing this module is cheap and does not need
+vLLM.
 """
 
 from __future__ import annotations
 
 import os
+import threading
+import time
 
 BACKEND = "medvista_shm"
 WORKER_EXTENSION = "medvista_ray.weights.vllm_transfer.RegisterOnImport"
 """For vLLM's `worker_extension_cls`."""
 ENGINE_CORES = "MEDVISTA_ENGINE_CORES"
 """Environment variable: cores that the engine's process computes on, as "0-2,6"; empty or absent leaves them alone."""
+
+PARENT_POLL_S = 1.0
 
 
 def bind_cores() -> None:
@@ -24,6 +30,18 @@ def bind_cores() -> None:
     cores = parse_cores(os.environ.get(ENGINE_CORES, "")) & os.sched_getaffinity(0)
     if cores:
         os.sched_setaffinity(0, cores)
+
+
+def end_with_parent() -> None:
+    """End this process with the one that started it: an engine whose actor was killed must not keep its memory."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(PARENT_POLL_S)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
 
 
 def parse_cores(cores: str) -> set[int]:

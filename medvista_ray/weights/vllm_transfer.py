@@ -1,8 +1,9 @@
-"""The engines' end of the shared-memory transport, inside vLLM's worker: a mapped safetensors file into a live model.
+"""The engines' end of the shared-memory transport, inside vLLM's process: a mapped safetensors file into a live model.
 
-Invariant: after `finish_weight_update` the model computes exactly what a fresh engine on the same weights computes. Two things would
-break it silently: linear layers that were repacked for the CPU at load (vLLM's layerwise reload redoes them), and the LM head of
-tied embeddings, which receives no tensor of its own and keeps its OLD repacked weights (`_retie_heads`). Called by vLLM only.
+Invariant: after `finish_weight_update` the model computes exactly what a fresh engine on the same weights computes.
+Two things would break it silently: linear layers that were repacked for the CPU at load (vLLM's layerwise reload
+redoes them), and the LM head of tied embeddings, which receives no tensor of its own and keeps its OLD repacked
+weights (`_retie_heads`). Called by vLLM only.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -21,15 +23,31 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+from vllm.model_executor.model_loader.reload.layerwise import (
+    _place_kernel_tensors,  # pyright: ignore[reportPrivateUsage]
+    get_layerwise_info,
+)
+from vllm.v1.core.sched import output as scheduler_output
 
-from medvista_ray.weights.vllm_plugin import bind_cores, register
+from medvista_ray.weights.vllm_plugin import bind_cores, end_with_parent, register
 
 register()
 bind_cores()
+end_with_parent()
+
+
+def _keep_pixels(mm_features: Any, *_: Any, **__: Any) -> Any:
+    """vLLM hands a request to the model without the pixels of pictures that a cached prefix covers. If it is preempted
+    and the cache is gone by then, the engine dies of an "Encoder cache miss". Within one process dropping them saves
+    nothing."""
+    return mm_features
+
+
+scheduler_output.strip_covered_mm_data = _keep_pixels  # pyright: ignore[reportPrivateImportUsage]
 
 
 class RegisterOnImport:
-    """A worker extension without methods: importing this module is what registers the engine and binds it to its cores."""
+    """A worker extension without methods: what importing this module does is all that is wanted."""
 
 
 @dataclass
@@ -57,6 +75,7 @@ class SharedMemoryTransfer(WeightTransferEngine[NoInit, FromFile]):
 
     def start_weight_update(self) -> None:
         """Put the model into loading state (vLLM restores the checkpoint's layout on the meta device)."""
+        _abandon_unfinished_update(self.model)
         initialize_layerwise_reload(self.model)
 
     def receive_weights(self, update_info: FromFile) -> None:
@@ -81,6 +100,15 @@ def _tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
                 yield name, tensors.get_tensor(name)
 
 
+def _abandon_unfinished_update(model: torch.nn.Module) -> None:
+    """Give back their old weights to the layers that a failed update left in loading state."""
+    for layer in model.modules():
+        info = get_layerwise_info(layer)
+        if info.can_load():
+            _place_kernel_tensors(layer, info)
+            info.reset()
+
+
 def _ties_embeddings(config: object) -> bool:
     """Multimodal configs say it at the top, in the text part, or in both."""
     text = getattr(config, "text_config", None)
@@ -94,4 +122,5 @@ def _retie_heads(model: torch.nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, ParallelLMHead):
             module.tie_weights(embedding)
-            module.quant_method.process_weights_after_loading(module)
+            method: Any = module.quant_method
+            method.process_weights_after_loading(module)

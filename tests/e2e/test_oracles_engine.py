@@ -1,7 +1,8 @@
 """Oracles: the engine's log-probs are the learner's, an updated engine is a fresh engine, sampled ids are trained ids.
 
-Real parts throughout: vLLM, the weight transport, the chat format, the transcript and the learner's forward. Only the question, the
-pictures and the "tools" are made up here: a random policy calls no tools, so each turn is followed by a new picture.
+Real parts throughout: vLLM, the weight transport, the chat format, the transcript and the learner's forward. Only the
+question, the pictures and the "tools" are made up here: a random policy calls no tools, so each turn is followed by a
+new picture.
 """
 
 from __future__ import annotations
@@ -21,8 +22,7 @@ from medvista_ray.errors import WeightUpdateError
 from medvista_ray.models.batching import build_batch, split_microbatches
 from medvista_ray.models.logprobs import token_logprobs
 from medvista_ray.models.policy import Policy, load_policy
-from medvista_ray.models.tiny_architecture import TINY, build_tiny_model, build_tiny_processor, save_policy_folder
-from medvista_ray.models.tiny_tokenizer import build_tiny_tokenizer
+from medvista_ray.models.tiny_architecture import TINY, build_tiny_processor, save_policy_folder
 from medvista_ray.rollout.chat import ChatFormat, banned_token_ids
 from medvista_ray.rollout.engine import Completion, Prompt, Sampling
 from medvista_ray.rollout.transcript import Transcript
@@ -31,14 +31,13 @@ from medvista_ray.rollout.vllm_settings import EngineSettings
 from medvista_ray.types import AnswerKind, Episode, EpisodeStatus, MedImage, Observation, Split, Task
 from medvista_ray.weights.manifest import Manifest
 from medvista_ray.weights.shared_memory import SharedMemoryPublisher
+from tests.random_policy import SPREAD, random_policy
 
 pytestmark = [pytest.mark.vllm, pytest.mark.e2e]
 
 NUM_EPISODES, NUM_TURNS, NUM_UPDATES, TURN_TOKENS = 64, 3, 5, 24
 TEMPERATURE = 0.8
 LEARNER_BOUND, FRESH_BOUND = 1e-4, 1e-5
-STEP = 0.03
-"""Standard deviation of the random change between versions: large, so that stale weights anywhere show."""
 TASK = Task(
     id="t", source="s", family="f", split=Split.TRAIN, subject="x", modality="CT",
     question="Which region is brighter?", answer="left", kind=AnswerKind.TEXT,
@@ -63,7 +62,7 @@ class Lab:
         version = max(self.states) + 1
         with torch.no_grad():
             for parameter in self.policy.model.parameters():
-                parameter.add_(torch.randn_like(parameter) * STEP)
+                parameter.add_(torch.randn_like(parameter) * SPREAD)
         self.remember(version)
         return self.publisher.publish(self.policy.model.named_parameters(), version)
 
@@ -107,7 +106,7 @@ def test_engine_and_learner_agree_over_64_episodes_and_5_updates_in_flight(lab: 
 
 
 def test_tokens_sampled_on_a_kept_cache_differ_from_the_learner_and_all_others_agree(lab: Lab) -> None:
-    """What `recompute_on_update` buys: without it, tokens behind an update in mid-turn lean on the old version's cache."""
+    """What `recompute_on_update` buys: without it, tokens behind an update lean on the old version's cache."""
     lab.mode(recompute_on_update=False)
     first = max(lab.states)
     episodes, _ = lab.runner.run(play_with_updates(lab, num_episodes=16, num_updates=2))
@@ -166,6 +165,30 @@ def test_prefixes_cached_by_an_older_version_would_show(lab: Lab) -> None:
     assert worst_gap(stale, clean) > 100 * FRESH_BOUND
 
 
+def test_a_preempted_request_can_encode_its_cached_pictures_again(lab: Lab) -> None:
+    """vLLM drops the pixels of pictures that a cached prefix covers, and dies when it needs them after all."""
+    transcript = Transcript(lab.chat, TINY.image_side)
+    transcript.begin("Think.", Observation(TASK.question * 40, (picture(5), picture(6))))
+    prompt = transcript.prompt()
+
+    async def preempt_in_mid_turn() -> list[Completion]:
+        await lab.engine.generate(prompt, Sampling(0.0, 1))
+        cached = lab.engine.stats().num_cached_tokens
+        turns = [asyncio.create_task(lab.engine.generate(prompt, Sampling(TEMPERATURE, 400))) for _ in range(4)]
+        await asyncio.sleep(0.3)
+        vllm = lab.engine._running()
+        await vllm.pause_generation(mode="keep", clear_cache=False)
+        await vllm.reset_prefix_cache(reset_running_requests=True)
+        await vllm.reset_encoder_cache()
+        await vllm.resume_generation()
+        done = await asyncio.gather(*turns)
+        assert lab.engine.stats().num_cached_tokens > cached, "no prefix was cached"
+        return done
+
+    assert all(turn.token_ids for turn in lab.runner.run(preempt_in_mid_turn()))
+    assert lab.engine.healthy
+
+
 def test_weights_that_do_not_fit_are_refused_and_the_old_version_serves_on_unchanged(lab: Lab) -> None:
     prompts = repeated_prompts(lab)
     version, before = lab.engine.version, lab.runner.run(greedy(lab.engine, prompts))
@@ -190,16 +213,6 @@ def test_a_missing_file_is_refused_before_the_engine_pauses(lab: Lab) -> None:
     assert lab.engine.stats().num_updates == num_updates
 
 
-def random_policy(folder: Path) -> Path:
-    """An InternVL with tied embeddings and weights large enough that its choices depend on what it sees."""
-    tokenizer = build_tiny_tokenizer(["which region of the picture is brighter than the other"] * 4, vocab_size=1600)
-    model = build_tiny_model(tokenizer, seed=0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * STEP)
-    return save_policy_folder(model, build_tiny_processor(tokenizer), folder)
-
-
 def settings(folder: Path, banned: tuple[int, ...], policy: Policy) -> EngineSettings:
     return EngineSettings(
         model=folder, banned=banned, max_num_seqs=64, kv_cache_mib=256, max_model_len=768, max_images=8,
@@ -216,18 +229,19 @@ def picture(seed: int) -> MedImage:
 async def play_with_updates(
     lab: Lab, num_episodes: int = NUM_EPISODES, num_updates: int = NUM_UPDATES
 ) -> tuple[list[Episode], list[Completion]]:
-    """A quarter of the episodes at a time, and updates spread over them: the next starts when so many turns are done."""
+    """A quarter of the episodes at a time, and updates spread over them, each after so many turns."""
     turns: list[Completion] = []
     slots = asyncio.Semaphore(num_episodes // 4)
-    playing = [asyncio.create_task(play(lab, i, turns, slots)) for i in range(num_episodes)]
-    for update in range(1, num_updates + 1):
-        manifest = lab.restep()
-        while len(turns) < update * num_episodes * NUM_TURNS // (num_updates + 1):
-            await asyncio.sleep(0.005)
-        # Turns have begun by now: let them sample a few tokens under the old version.
-        await asyncio.sleep(0.1)
-        await lab.engine.load_version(manifest)
-    return list(await asyncio.gather(*playing)), turns
+    async with asyncio.TaskGroup() as tasks:
+        playing = [tasks.create_task(play(lab, i, turns, slots)) for i in range(num_episodes)]
+        for update in range(1, num_updates + 1):
+            manifest = lab.restep()
+            while len(turns) < update * num_episodes * NUM_TURNS // (num_updates + 1):  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+            # Turns have begun by now: let them sample a few tokens under the old version.
+            await asyncio.sleep(0.1)
+            await lab.engine.load_version(manifest)
+    return [episode.result() for episode in playing], turns
 
 
 async def play(lab: Lab, number: int, turns: list[Completion], slots: asyncio.Semaphore) -> Episode:
@@ -249,7 +263,7 @@ async def play_episode(lab: Lab, number: int, turns: list[Completion]) -> Episod
 
 
 def learner_gaps(lab: Lab, episodes: list[Episode]) -> list[np.ndarray]:
-    """Per episode [sampled tokens]: |engine's - learner's| log-prob, the learner holding the version that sampled the token."""
+    """Per episode [sampled tokens]: |engine's - learner's| log-prob, the learner holding the token's version."""
     gaps = [np.full(len(e.token_ids), np.nan) for e in episodes]
     for version in sorted({int(v) for e in episodes for v in e.versions[e.loss_mask]}):
         lab.policy.model.load_state_dict(lab.states[version])

@@ -24,6 +24,7 @@ class SleepTool(Tool):
     family: ClassVar[Family] = "parse"
     description: ClassVar[str] = "sleep."
     Args = SleepArgs
+    num_parallel: ClassVar[int] = 4
 
     def run(self, args: SleepArgs, context: ToolContext) -> ToolResult:
         """Sleep."""

@@ -1,9 +1,10 @@
-"""Tiny real packages for the asset tests: a wheel and a source package in a folder that pip searches instead of an index."""
+"""Tiny real packages for the asset tests: a wheel and an sdist in a folder that pip searches, and a Debian package."""
 
 from __future__ import annotations
 
 import hashlib
 import io
+import lzma
 import tarfile
 import zipfile
 from pathlib import Path
@@ -48,6 +49,29 @@ def build_sdist(folder: Path) -> Path:
             member.size = len(text)
             tar.addfile(member, io.BytesIO(text.encode()))
     return path
+
+
+def build_debian(folder: Path) -> Path:
+    """x 1.0 with ./usr/share/x/labels.txt; its control part has an odd size, as the padding of `ar` must be seen."""
+    tar = io.BytesIO()
+    with tarfile.open(fileobj=tar, mode="w") as data:
+        member = tarfile.TarInfo("./usr/share/x/labels.txt")
+        member.size = 7
+        data.addfile(member, io.BytesIO(b"1 left\n"))
+    parts = {"debian-binary": b"2.0\n", "control.tar.xz": b"odd", "data.tar.xz": lzma.compress(tar.getvalue())}
+    path = folder / "x_1.0_all.deb"
+    path.write_bytes(b"!<arch>\n" + b"".join(_ar_entry(name, body) for name, body in parts.items()))
+    return path
+
+
+def _ar_entry(name: str, body: bytes) -> bytes:
+    header = f"{name:<16}{0:<12}{0:<6}{0:<6}{100644:<8}{len(body):<10}`\n"
+    return header.encode() + body + b"\n" * (len(body) % 2)
+
+
+def debian_asset(package: Path) -> Asset:
+    """The Debian package as an asset."""
+    return _asset("x", package, Origin.DEBIAN, ("usr/share/x/*",), 0, None, True, 0.1)
 
 
 _PKG_INFO = "Metadata-Version: 2.1\nName: olddata\nVersion: 1.0\n"

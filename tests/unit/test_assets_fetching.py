@@ -1,10 +1,9 @@
-"""Fetching with the real pip from a folder of real little packages: checksum, resume, offline, interruption, lock, full disk."""
+"""Fetching with the real pip from a folder of little packages: checksums, offline, interruption, lock, full disk."""
 
 from __future__ import annotations
 
 import errno
 import fcntl
-import importlib.util
 import json
 import os
 import shutil
@@ -19,15 +18,8 @@ import pytest
 
 from medvista_ray.assets import store
 from medvista_ray.assets.fetching import Progress, fetch, fetch_assets
-from medvista_ray.assets.packages import Asset, Origin
 from medvista_ray.errors import AssetError, UnknownNameError
-
-_HERE = Path(__file__).parent
-_SPEC = importlib.util.spec_from_file_location("asset_packages", _HERE / "asset_packages.py")
-assert _SPEC is not None
-assert _SPEC.loader is not None
-packages = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(packages)
+from tests.unit import asset_packages as packages
 
 
 @pytest.fixture
@@ -83,31 +75,11 @@ def test_an_old_source_package_is_fetched_although_pip_runs_its_setup_script(lin
 
 def test_a_debian_package_is_read_without_debian_tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEDVISTA_CACHE", str(tmp_path / "cache"))
-    asset = _debian_asset(tmp_path, monkeypatch)
+    package = packages.build_debian(tmp_path)
+    keep_archive(package)
+    asset = packages.debian_asset(package)
     fetch_assets([asset])
     assert (store.folder_of(asset) / "usr/share/x/labels.txt").read_text() == "1 left\n"
-
-
-def _debian_asset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Asset:
-    (tmp_path / "usr/share/x").mkdir(parents=True)
-    (tmp_path / "usr/share/x/labels.txt").write_text("1 left\n")
-    subprocess.run(["tar", "-C", tmp_path, "-cJf", tmp_path / "data.tar.xz", "./usr"], check=True)
-    body = (tmp_path / "data.tar.xz").read_bytes()
-    entries = [(b"debian-binary", b"2.0\n"), (b"control.tar.xz", b"odd"), (b"data.tar.xz", body)]
-    deb = b"!<arch>\n"
-    for name, content in entries:
-        deb += (
-            name.ljust(16)
-            + b"0".ljust(12)
-            + b"0".ljust(6) * 2
-            + b"100644".ljust(8)
-            + str(len(content)).encode().ljust(10)
-        )
-        deb += b"`\n" + content + b"\n" * (len(content) % 2)
-    path = store.cache_root() / "downloads" / "x_1.0_all.deb"
-    path.parent.mkdir(parents=True)
-    path.write_bytes(deb)
-    return packages._asset("x", path, Origin.DEBIAN, ("usr/share/x/*",), 0, None, True, 0.1)
 
 
 def test_a_wrong_checksum_names_file_expected_and_got_and_removes_the_file(wheel: Path) -> None:
@@ -183,24 +155,22 @@ def test_an_interrupt_in_the_middle_leaves_nothing_half_made(wheel: Path) -> Non
 
 
 _STUCK = """\
-import sys, time, types
-import importlib.util
-spec = importlib.util.spec_from_file_location("asset_packages", sys.argv[1])
-packages = importlib.util.module_from_spec(spec); spec.loader.exec_module(packages)
+import sys, time
 from pathlib import Path
 from medvista_ray.assets.fetching import fetch_assets
+from tests.unit.asset_packages import wheel_asset
 def stop(event):
     if event.stage == "extract":
         print("extracting", flush=True)
         time.sleep(60)
-fetch_assets([packages.wheel_asset(Path(sys.argv[2]))], stop)
+fetch_assets([wheel_asset(Path(sys.argv[1]))], stop)
 """
 
 
 def test_a_killed_fetch_leaves_no_asset_and_the_next_one_cleans_up(wheel: Path) -> None:
     asset = packages.wheel_asset(wheel)
     keep_archive(wheel)
-    command = [sys.executable, "-c", _STUCK, str(_HERE / "asset_packages.py"), str(wheel)]
+    command = [sys.executable, "-c", _STUCK, str(wheel)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == "extracting\n"
@@ -237,14 +207,14 @@ def test_too_little_free_space_is_refused_before_the_download(wheel: Path) -> No
 
 
 _ON_SMALL_DISK = """\
-import sys, importlib.util
-spec = importlib.util.spec_from_file_location("asset_packages", sys.argv[1])
-packages = importlib.util.module_from_spec(spec); spec.loader.exec_module(packages)
+import dataclasses, sys
 from pathlib import Path
 from medvista_ray.assets import store
 from medvista_ray.assets.fetching import fetch_assets
 from medvista_ray.errors import AssetError
-asset = packages.wheel_asset(Path(sys.argv[2]), unpacked=0.0)
+from tests.unit.asset_packages import wheel_asset
+# Sizes that are stated too small: the writing itself must meet the full disk.
+asset = dataclasses.replace(wheel_asset(Path(sys.argv[1])), megabytes=0.0, unpacked_megabytes=0.0)
 try:
     fetch_assets([asset])
 except AssetError as error:
@@ -264,7 +234,7 @@ def test_a_really_full_disk_leaves_nothing_half_made(links: Path, tmp_path: Path
     size = "640k" if kept else "300k"
     copy = f"mkdir {disk}/downloads && cp {wheel} {disk}/downloads/ &&" if kept else ""
     script = f'mount -t tmpfs -o size={size} tmpfs {disk} && {copy} exec "$@"'
-    program = [sys.executable, "-c", _ON_SMALL_DISK, str(_HERE / "asset_packages.py"), str(wheel)]
+    program = [sys.executable, "-c", _ON_SMALL_DISK, str(wheel)]
     done = subprocess.run(["unshare", "-m", "sh", "-c", script, "sh", *program], capture_output=True, text=True)
     if "unshare failed" in done.stderr or "mount:" in done.stderr:
         pytest.skip("this system refuses a private mount")

@@ -31,6 +31,7 @@ class SlowTool(Tool):
     family: ClassVar[Family] = "parse"
     description: ClassVar[str] = "sleep."
     Args = SlowArgs
+    num_parallel: ClassVar[int] = 4
 
     def run(self, args: SlowArgs, context: ToolContext) -> ToolResult:
         """Sleep."""
@@ -55,11 +56,21 @@ def call(name: str, arguments: Any, context: ToolContext | None = None, **option
     ("name", "arguments", "code", "words"),
     [
         ("zoom", {}, ErrorCode.E1, "did you mean 'zoom_in'"),
-        ("zoom_in", {"box": [0, 0, 10, 10]}, ErrorCode.E2, "unknown key 'box' (value [0, 0, 10, 10]); did you mean 'bbox'"),
+        (
+            "zoom_in",
+            {"box": [0, 0, 10, 10]},
+            ErrorCode.E2,
+            "unknown key 'box' (value [0, 0, 10, 10]); did you mean 'bbox'",
+        ),
         ("zoom_in", {}, ErrorCode.E2, "missing key 'bbox'"),
         ("measure", {}, ErrorCode.E2, "exactly one of bbox, mask_index; found none"),
         ("measure", {"bbox": [0, 0, 9, 9], "mask_index": 0}, ErrorCode.E2, "found bbox and mask_index"),
-        ("zoom_in", {"bbox": [0, 0, 1200, 10]}, ErrorCode.E3, "bbox[2] = 1200: input should be less than or equal to 1000"),
+        (
+            "zoom_in",
+            {"bbox": [0, 0, 1200, 10]},
+            ErrorCode.E3,
+            "bbox[2] = 1200: input should be less than or equal to 1000",
+        ),
         ("zoom_in", {"bbox": ["0", 0, 10, 10]}, ErrorCode.E3, "bbox[0] = '0'"),
         ("zoom_in", {"bbox": [0, True, 10, 10]}, ErrorCode.E3, "bbox[1] = True"),
         ("zoom_in", {"bbox": [0, 0, 10]}, ErrorCode.E3, "bbox = [0, 0, 10]: too few items"),
@@ -98,6 +109,15 @@ def test_calls_run_at_the_same_time() -> None:
         return time.perf_counter() - start
 
     assert asyncio.run(two()) < 0.5
+
+
+def test_waiting_for_others_is_not_held_against_a_call() -> None:
+    async def many() -> list[ToolOutcome]:
+        client = LocalToolClient([f"{__name__}:SlowTool"], timeout_s=0.25)
+        calls = (client.call("slow", {"seconds": 0.1}, ToolContext({}, {})) for _ in range(16))
+        return await asyncio.gather(*calls)
+
+    assert all(outcome.error is None for outcome in asyncio.run(many()))
 
 
 def test_a_tool_sees_only_what_its_arguments_name_and_a_mask_brings_its_picture() -> None:

@@ -14,7 +14,9 @@ from medvista_ray.tools.refine.zoom_in import ZoomIn
 from medvista_ray.types import Mask, MedImage, ToolResult
 
 
-def ellipse(size: tuple[int, int], center: tuple[float, float], axes: tuple[float, float], angle: float) -> NDArray[np.bool_]:
+def ellipse(
+    size: tuple[int, int], center: tuple[float, float], axes: tuple[float, float], angle: float
+) -> NDArray[np.bool_]:
     """Full axes in pixels along (y, x) before a turn by `angle` radians; `center` in pixel corners (y, x)."""
     ys, xs = np.mgrid[: size[0], : size[1]] + 0.5
     dy, dx = ys - center[0], xs - center[1]
@@ -123,7 +125,9 @@ def test_a_window_grows_about_its_centre_and_stays_inside() -> None:
 def test_zoom_keeps_native_values_window_unit_and_millimetres() -> None:
     pixels = np.zeros((256, 256), np.int16)
     pixels[64:128, 64:128] = 900
-    image = MedImage(pixels=pixels, modality="CT", spacing_mm=(0.8, 0.5), unit="HU", window=(-100.0, 1000.0), source="x")
+    image = MedImage(
+        pixels=pixels, modality="CT", spacing_mm=(0.8, 0.5), unit="HU", window=(-100.0, 1000.0), source="x"
+    )
     crop = zoom(image, bbox=[250, 250, 500, 500])
     assert crop.size == (224, 224)
     assert crop.pixels.dtype == np.int16

@@ -108,7 +108,7 @@ def test_a_group_on_one_picture_pays_the_encoder_once(tool: SegmentMedical) -> N
 def test_a_box_on_nothing_is_refused(tool: SegmentMedical, monkeypatch: pytest.MonkeyPatch) -> None:
     blank = MedImage(pixels=np.zeros((64, 96), np.float32), modality="CT")
     nothing = (np.zeros((64, 96), bool), 0.1)
-    monkeypatch.setattr(tool.network, "decode", lambda *_: nothing)  # the real network always outlines something
+    monkeypatch.setattr(tool.network, "decode", lambda *_: nothing)  # the real weights rarely outline nothing
     with pytest.raises(ToolArgumentError, match="no structure found in box"):
         segment(tool, blank, (10, 10, 20, 20))
 

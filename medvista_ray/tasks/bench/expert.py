@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.random import Generator
 
-from medvista_ray.protocol import render_call, render_turn
+from medvista_ray.protocol import render_turn
 from medvista_ray.protocol.grammar import ToolCall
 from medvista_ray.tasks.bench.drawing import jitter, pick
 from medvista_ray.types import Box, Observation, Task

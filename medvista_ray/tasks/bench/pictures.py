@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from medvista_ray.assets.volumes import Plate, Volume, open_plate, open_volume
-from medvista_ray.tasks.bench.subjects import BY_ID
 from medvista_ray.types import Box, MedImage
 
 Recipe = Mapping[str, Any]

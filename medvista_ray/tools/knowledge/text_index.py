@@ -1,9 +1,9 @@
 """A BM25 index over names and texts, kept on disk so that opening it takes a fraction of a second.
 
-Each name of a document (its title, its id, each synonym or inclusion term) is indexed alone: a document scores as its best name
-does, so that a term with many synonyms is not penalised for its length, plus a share of what its whole text scores. A name that
-IS the query comes first. Invariant: an index on disk is complete (one rename) and belongs to exactly the given fingerprint.
-Called by `search_text`.
+Each name of a document (its title, its id, each synonym or inclusion term) is indexed alone: a document scores as its
+best name does, so that a term with many synonyms is not penalised for its length, plus a share of what its whole text
+scores. A name that IS the query comes first. Invariant: an index on disk is complete (one rename) and belongs to
+exactly the given fingerprint. Called by `search_text`.
 
 BM25: Robertson and Zaragoza, 2009 (Lucene's variant, as bm25s computes it). Suffixes: D documents, N names.
 """
@@ -36,7 +36,9 @@ _TEXT_WEIGHT = 0.3
 _NUM_CANDIDATES = 50
 """Documents whose names are compared with the query as a whole."""
 _WORD = re.compile(r"[a-z0-9]+(?:[.:][a-z0-9]+)*")
-_STOP_WORDS = frozenset("a an and as at by for from in into is of on or the to with".split())
+_STOP_WORDS = frozenset(
+    ("a", "an", "and", "as", "at", "by", "for", "from", "in", "is", "of", "on", "or", "the", "to", "with")
+)
 _KEPT_ENDINGS = ("ss", "us", "is")
 
 
@@ -65,7 +67,7 @@ class TextIndex:
 
     def __init__(self, entries: Sequence[Entry], names: Any, texts: Any) -> None:
         self.entries = entries
-        self._names, self._texts = names, texts
+        self.names, self.texts = names, texts
         num_names = np.array([len(_names(entry)) for entry in entries])
         self._starts: NDArray[np.int64] = np.concatenate([[0], num_names.cumsum()[:-1]])
         self._weights = np.full(int(num_names.sum()), _SYNONYM_WEIGHT, np.float32)
@@ -74,8 +76,8 @@ class TextIndex:
     def search(self, query: str, k: int) -> list[Hit]:
         """The best `k` documents, best first; fewer if fewer share a word with the query."""
         tokens = tokenize(query)
-        scores_D = np.maximum.reduceat(_scores(self._names, tokens) * self._weights, self._starts)
-        scores_D = scores_D + _TEXT_WEIGHT * _scores(self._texts, tokens)
+        scores_D = np.maximum.reduceat(_scores(self.names, tokens) * self._weights, self._starts)
+        scores_D = scores_D + _TEXT_WEIGHT * _scores(self.texts, tokens)
         best = _top(scores_D, min(max(_NUM_CANDIDATES, k), len(scores_D)))
         hits = [Hit(self.entries[i], float(scores_D[i])) for i in best if scores_D[i] > 0]
         return sorted(hits, key=lambda hit: -_exactness(hit.entry, query, tokens))[:k]
@@ -105,7 +107,9 @@ def open_index(folder: Path, fingerprint: str, load_entries: Callable[[], Sequen
             _log.warning("text index is not kept in %s: %s", home, error)
         return index
     with (home / "entries.json").open(encoding="utf-8") as file:
-        entries = [Entry(i, title, tuple(synonyms), text, source) for i, title, synonyms, text, source in json.load(file)]
+        entries = [
+            Entry(i, title, tuple(synonyms), text, source) for i, title, synonyms, text, source in json.load(file)
+        ]
     return TextIndex(entries, _open(home / "names"), _open(home / "texts"))
 
 
@@ -120,7 +124,7 @@ def _names(entry: Entry) -> tuple[str, ...]:
 
 
 def _exactness(entry: Entry, query: str, tokens: list[str]) -> int:
-    """4 if the title or id is the query, 3 if a synonym is; 2 and 1 for the same words in any order and number; else 0."""
+    """4 if the title or id is the query, 3 if a synonym is; 2 and 1 for the same words in any order; else 0."""
     plain, words = query.strip().casefold(), sorted(tokens)
     main, others = (entry.title, entry.id), entry.synonyms
     for names, level in ((main, 4), (others, 3)):
@@ -161,8 +165,8 @@ def _save(index: TextIndex, home: Path) -> None:
     home.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=home.parent))
     try:
-        index._names.save(str(partial / "names"), show_progress=False)
-        index._texts.save(str(partial / "texts"), show_progress=False)
+        index.names.save(str(partial / "names"), show_progress=False)
+        index.texts.save(str(partial / "texts"), show_progress=False)
         with (partial / "entries.json").open("w", encoding="utf-8") as file:
             json.dump([astuple(entry) for entry in index.entries], file, ensure_ascii=False)
         os.rename(partial, home)

@@ -1,9 +1,9 @@
 """A bounded cache of image embeddings: memory first, then disk, and each made once however many ask for it.
 
-Invariant: bytes in memory never exceed the bound (but for one embedding larger than it), the least recently used goes first, and
-concurrent calls for one key run `make` once (single flight). The disk part is an optimisation: a full or read-only disk is logged
-once and costs nothing but time. Files are written under a temporary name and renamed, so that several replicas share the
-folder and none sees half a file.
+Invariant: bytes in memory never exceed the bound (but for one embedding larger than it), the least recently used goes
+first, and concurrent calls for one key run `make` once (single flight). The disk part is an optimisation: a full or
+read-only disk is logged once and costs nothing but time. Files are written under a temporary name and renamed, so
+that several replicas share the folder and none sees half a file.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class EmbeddingCache:
     def __init__(self, max_bytes: int, folder: Path | None = None, max_disk_bytes: int = 0) -> None:
         self.max_bytes = max_bytes
         self.num_made = 0
-        """Times that `make` ran."""
+        """Times that `make` was called."""
         self.num_hits = 0
         """Answers from memory, and waits for a call that was already making it."""
         self.num_disk_hits = 0
@@ -78,11 +78,12 @@ class EmbeddingCache:
 
     def _from_disk_or(self, key: str, make: Callable[[], Embedding]) -> Embedding:
         stored = self._disk.read(key) if self._disk else None
+        with self._lock:
+            self.num_disk_hits += stored is not None
+            self.num_made += stored is None
         if stored is not None:
-            self.num_disk_hits += 1
             return stored
         embedding = make()
-        self.num_made += 1
         if self._disk:
             self._disk.write(key, embedding)
         return embedding

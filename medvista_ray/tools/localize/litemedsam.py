@@ -1,12 +1,14 @@
 """LiteMedSAM (TinyViT encoder + SAM mask decoder, 9.8 M parameters): a picture and a box in, a mask out.
 
-Owns loading and arithmetic, no caching. The network's code is imported from the extracted data package (Apache-2.0; TinyViT by
-Microsoft, SAM by Meta, weights by the MedSAM authors, Ma et al., Nature Communications 2024), with small stand-ins for the four
-helpers of timm that it names, so that neither timm nor torchvision is needed. Called by `segment_medical`.
+Owns loading and arithmetic, no caching. The network's code is imported from the extracted data package (Apache-2.0;
+TinyViT by Microsoft, SAM by Meta, weights by the MedSAM authors, Ma et al., Nature Communications 2024), with small
+stand-ins for the four helpers of timm that it names, so that neither timm nor torchvision is needed. Called by
+`segment_medical`.
 
-Speed: convolutions are fused with their batch norms and run channels-last (same values, measured 1.7 times as fast on a CPU);
-bf16 autocast of the encoder is used only on CPUs with bf16 instructions (5 times as fast; on tumours its masks agree with float32's
-to a mean Dice of 0.99, worst 0.94, and with the experts' equally well). `ToolOptions.precision` asks for one or the other.
+Speed: convolutions are fused with their batch norms and run channels-last (same values, measured 1.7 times as fast on
+a CPU); bf16 autocast is used only on CPUs with bf16 instructions (5 times as fast; on tumours its
+masks agree with float32's to a mean Dice of 0.99, worst 0.94, and with the experts' equally well).
+`ToolOptions.precision` asks for one or the other.
 
 Shape suffixes: H, W of the picture; S = 256, the network's side; E = 64, the embedding's side.
 """
@@ -16,7 +18,7 @@ from __future__ import annotations
 import importlib
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -47,17 +49,16 @@ class LiteMedSam:
     def __init__(self, folder: Path, precision: Precision | None = None) -> None:
         """Load from the extracted package in `folder`. Raises AssetError if a file is missing or does not fit."""
         self.precision: Precision = precision or native_precision()
-        network = _build(folder)
+        network: Any = _build(folder)
         try:
             weights = torch.load(folder / _WEIGHTS, map_location="cpu", weights_only=True)
             network.load_state_dict(weights, strict=True)
         except (OSError, RuntimeError) as error:
             raise AssetError(f"LiteMedSAM weights in {folder} do not load: {error}") from error
         network.requires_grad_(False).eval()
-        encoder = _fuse(network["image_encoder"]).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue, reportArgumentType]
-        self._encoder: Any = encoder
-        self._prompt: Any = network["prompt_encoder"]
-        self._decoder: Any = network["mask_decoder"]
+        self._encoder = _fuse(network["image_encoder"]).to(memory_format=torch.channels_last)
+        self._prompt = network["prompt_encoder"]
+        self._decoder = network["mask_decoder"].to(memory_format=torch.channels_last)
         with torch.inference_mode():
             self._positions: Tensor = self._prompt.get_dense_pe()
 
@@ -65,7 +66,7 @@ class LiteMedSam:
     def encode(self, display: NDArray[np.uint8]) -> NDArray[np.float16]:
         """Embedding [256, E, E] of a picture [H, W, 3] as displayed."""
         pixels = torch.from_numpy(_network_input(display)).to(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bfloat16"):
+        with self._arithmetic():
             embedding: Tensor = self._encoder(pixels)
         return embedding[0].to(torch.float16).numpy()
 
@@ -73,19 +74,24 @@ class LiteMedSam:
     def decode(
         self, embedding: NDArray[np.float16], box: Box, size: tuple[int, int]
     ) -> tuple[NDArray[np.bool_], float]:
-        """Mask [H, W] of what is in `box` (0..1000) of the embedded picture of `size`, and the IoU the network expects."""
+        """Mask [H, W] of what is in `box` (0..1000) of an embedded picture of `size`, and the IoU to expect."""
         height, width = _inner_size(size)
         corners = torch.tensor([box], dtype=torch.float32) / 1000.0 * torch.tensor([width, height, width, height])
         sparse, dense = self._prompt(points=None, boxes=corners[:, None, :], masks=None)
-        logits, quality = self._decoder(
-            image_embeddings=torch.from_numpy(embedding.astype(np.float32))[None],
-            image_pe=self._positions,
-            sparse_prompt_embeddings=sparse,
-            dense_prompt_embeddings=dense,
-            multimask_output=False,
-        )
-        logits = functional.interpolate(logits[..., :height, :width], size=size, mode="bilinear", align_corners=False)
+        with self._arithmetic():  # not around the box's embedding: bf16 holds no more than 8 bits of a coordinate
+            logits, quality = self._decoder(
+                image_embeddings=torch.from_numpy(embedding.astype(np.float32))[None],
+                image_pe=self._positions,
+                sparse_prompt_embeddings=sparse,
+                dense_prompt_embeddings=dense,
+                multimask_output=False,
+            )
+        inner = logits[..., :height, :width].float()
+        logits = functional.interpolate(inner, size=size, mode="bilinear", align_corners=False)
         return (logits[0, 0] > 0.0).numpy(), float(quality[0, 0])
+
+    def _arithmetic(self) -> torch.autocast:
+        return torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bfloat16")
 
 
 def native_precision() -> Precision:
@@ -136,7 +142,7 @@ def _build(folder: Path) -> nn.ModuleDict:
     return nn.ModuleDict({"image_encoder": encoder, "prompt_encoder": prompt, "mask_decoder": decoder})
 
 
-def _fuse(module: nn.Module) -> nn.Module:
+def _fuse(module: nn.Module) -> Any:
     """Replace each convolution + batch norm by one convolution of the same value."""
     for name, child in list(module.named_children()):
         fuse: Any = getattr(child, "fuse", None)
@@ -167,7 +173,7 @@ class _NoDropPath(nn.Module):
 
 
 @contextmanager
-def _timm_stand_ins() -> Iterator[None]:
+def _timm_stand_ins() -> Generator[None]:
     """Let `from timm.models.layers import ...` of the data package find what it needs, and leave no trace."""
     layers: Any = ModuleType("timm.models.layers")
     layers.DropPath = _NoDropPath

@@ -1,7 +1,7 @@
 """`segment_medical`: the structure inside a box, as a mask (LiteMedSAM).
 
-Invariant: the slow part (the image encoder) runs once per picture content, however many calls and episodes ask; the mask has the
-picture's resolution. The network sees what the window shows, as the policy does.
+Invariant: the slow part (the image encoder) runs once per picture content, however many calls and episodes ask; the
+mask has the picture's resolution. The network sees what the window shows, as the policy does.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class SegmentMedical(Tool):
     family: ClassVar[Family] = "localize"
     description: ClassVar[str] = "outline the structure in a box."
     Args = SegmentMedicalArgs
+    num_parallel: ClassVar[int] = 2
 
     network: LiteMedSam
     cache: EmbeddingCache

@@ -1,8 +1,8 @@
 """`measure`: size, area, mean intensity and place of a box or a mask.
 
-Lengths are mm and areas cm2 (mm2 below 0.1 cm2) where the picture has a pixel spacing, px and px2 where not. The long axis of
-a mask is its largest extent (RECIST's longest diameter), the short axis its width perpendicular to that. `data` holds the exact
-values; the text rounds to integers from 10 up and to one decimal below.
+Lengths are mm and areas cm2 (mm2 below 0.1 cm2) where the picture has a pixel spacing, px and px2 where not. The long
+axis of a mask is its largest extent (RECIST's longest diameter), the short axis its width perpendicular to that.
+`data` holds the exact values; the text rounds to integers from 10 up and to one decimal below.
 """
 
 from __future__ import annotations

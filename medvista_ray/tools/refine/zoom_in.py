@@ -1,7 +1,7 @@
 """`zoom_in`: crop a region of a picture and enlarge it.
 
-Invariant: what comes back is measurable: grey values stay native (HU stays HU), the window is kept and the pixel spacing is
-scaled by exactly the factor of the resampling.
+Invariant: what comes back is measurable: grey values stay native (HU stays HU), the window is kept and the pixel
+spacing is scaled by exactly the factor of the resampling.
 """
 
 from __future__ import annotations

@@ -1,0 +1,27 @@
+"""Follow the coordinator's loop from the driver: wait for its end and show each step meanwhile. Called by `actors.job`."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from medvista_ray.reports.progress import RunProgress
+
+POLL_S = 1.0
+
+
+async def follow(coordinator: Any, num_steps: int, progress: RunProgress) -> dict[str, Any]:
+    """Run the loop until `num_steps` steps are done in all, or it is stopped; its final status. Raises what it raises."""
+    loop = asyncio.ensure_future(_result(coordinator.run.remote(num_steps)))
+    num_shown = 0
+    while not loop.done():
+        await asyncio.wait([loop], timeout=POLL_S)
+        for record in await coordinator.records.remote(num_shown):
+            progress.step(record)
+            num_shown = int(record["step"])
+    return await loop
+
+
+async def _result(ref: Any) -> Any:
+    """A Ray reference as a coroutine, for asyncio.ensure_future."""
+    return await ref

@@ -1,0 +1,164 @@
+"""The whole job as a user submits it to a cluster, token authentication on, while parts of it are killed.
+
+One run shows: `ray job submit --working-dir .` works; a client without the token is refused; an engine and a tool replica
+that are killed in mid-run come back and nothing is lost; the run folder holds everything that the README promises.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+pytestmark = [pytest.mark.e2e, pytest.mark.vllm, pytest.mark.assets]
+
+RAY = str(Path(sys.executable).with_name("ray"))
+START_S, RUN_S = 90.0, 600.0
+STEPS = 6
+SETTINGS = (
+    f"grpo.num_steps={STEPS}",
+    "bench.num_test=24",
+    "expert.num_trajectories=48",
+    "flow.checkpoint_every=2",
+)
+
+
+@dataclass(frozen=True)
+class Head:
+    """A running head node."""
+
+    dashboard: str
+    environment: dict[str, str]
+    process: subprocess.Popen[bytes]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait(what: str, timeout_s: float, is_there: Callable[[], object]) -> None:
+    until = time.monotonic() + timeout_s
+    while not is_there():
+        assert time.monotonic() < until, f"waited {timeout_s:.0f} s for {what}"
+        time.sleep(0.5)
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Iterator[Head]:
+    port, gcs = _free_port(), _free_port()
+    environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    environment |= {"RAY_USAGE_STATS_ENABLED": "0"}
+    environment.pop("RAY_ADDRESS", None)
+    folder = f"/tmp/mv{port}"
+    command = [RAY, "start", "--head", "--block", f"--port={gcs}", f"--dashboard-port={port}", "--dashboard-host=127.0.0.1"]
+    command += ["--num-cpus=4", f"--temp-dir={folder}", "--include-dashboard=true", "--node-ip-address=127.0.0.1"]
+    process = subprocess.Popen(command, env=environment, cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    head = Head(f"http://127.0.0.1:{port}", environment, process)
+    try:
+        _wait("the dashboard", START_S, lambda: _client(head, "list").returncode == 0)
+        yield head
+    finally:
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        for child in children:
+            if child.is_running():
+                child.kill()
+
+
+def _client(head: Head, *arguments: str, token: bool = True) -> subprocess.CompletedProcess[str]:
+    environment = dict(head.environment) if token else {**head.environment, "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    command = [RAY, "job", *arguments, "--address", head.dashboard]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+
+def _running(head: Head, *titles: str) -> list[psutil.Process]:
+    found: list[psutil.Process] = []
+    for process in psutil.Process(head.process.pid).children(recursive=True):
+        try:
+            title = " ".join(process.cmdline())
+        except psutil.Error:
+            continue
+        if all(word in title for word in titles):
+            found.append(process)
+    return found
+
+
+def _steps(run: Path) -> list[dict[str, float]]:
+    path = run / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+@pytest.fixture(scope="module")
+def run(head: Head, root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Submit the smoke run, kill an engine and a tool replica after the first step, and wait for the end."""
+    run = tmp_path_factory.mktemp("submitted") / "run"
+    submitted = subprocess.run(
+        [RAY, "job", "submit", "--address", head.dashboard, "--no-wait", "--submission-id", "smoke", "--working-dir", "."]
+        + ["--", "python", "-m", "medvista_ray.train", "--config", "configs/train/smoke.yaml"]
+        + ["--output-dir", str(run), "--set", *SETTINGS],
+        env=head.environment, cwd=root, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert submitted.returncode == 0, submitted.stderr
+    _wait("the first step", RUN_S, lambda: _steps(run) or _ended(head))
+    for titles in (("VLLM::EngineCore",), ("ServeReplica", "segment_medical")):
+        victims = _running(head, *titles)
+        assert victims, f"no process {titles}"
+        victims[0].kill()
+    _wait("the job's end", RUN_S, lambda: _ended(head))
+    assert _status(head) == "SUCCEEDED", _client(head, "logs", "smoke").stdout[-4000:]
+    return run
+
+
+def _status(head: Head) -> str:
+    text = _client(head, "status", "smoke").stdout
+    return next((word for word in ("SUCCEEDED", "FAILED", "STOPPED", "RUNNING", "PENDING") if word in text), "")
+
+
+def _ended(head: Head) -> bool:
+    return _status(head) in ("SUCCEEDED", "FAILED", "STOPPED")
+
+
+def test_a_client_with_a_wrong_token_is_refused(head: Head) -> None:
+    refused = _client(head, "list", token=False)
+    assert refused.returncode != 0
+
+
+def test_the_submitted_run_survives_a_killed_engine_and_a_killed_tool_replica(run: Path) -> None:
+    steps = _steps(run)
+    assert [step["step"] for step in steps] == list(range(1, STEPS + 1))
+    assert steps[-1]["num_generator_faults"] >= 1
+    for step in steps:
+        done = step["num_trained"] + step["num_filtered"] + step["num_failed"]
+        assert step["num_submitted"] == done + step["num_waiting"] + step["num_running"] + step["num_ready"]
+
+
+def test_the_run_folder_holds_a_complete_summary_and_a_report(run: Path) -> None:
+    summary = json.loads((run / "summary.json").read_text())
+    assert set(summary["accuracy"]) == {"no_tools", "naive", "sft", "rl"}
+    assert all({"mean", "ci95", "n"} <= set(arm) for arm in summary["accuracy"].values())
+    assert all(summary["invariants"].values())
+    assert summary["staleness_max"] <= summary["eta"]
+    assert summary["submitted"] == summary["trained"] + summary["filtered"] + summary["failed"] + summary["running"]
+    assert summary["weight_updates"]["num"] >= STEPS
+    assert set(summary["tools"]) == {"zoom_in", "segment_medical", "measure", "search_text"}
+    assert summary["peak_memory_gib"] < 16.0
+    assert summary["vllm_version"]
+    assert (run / "report.html").stat().st_size > 50_000
+    assert (run / "policies" / "rl" / "model.safetensors").exists()
