@@ -27,7 +27,9 @@ $(STAMP): pyproject.toml medvista_ray/torchvision_shim.py
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --editable ".[$(EXTRA),dev]"
 	$(BIN)/python -m medvista_ray.torchvision_shim
-	$(BIN)/python -c "import torch, torchvision, transformers"
+# The CPU engine asks for torchaudio and torchcodec, which are CUDA builds and break transformers' import; nothing here hears.
+	$(BIN)/python -c "import torchaudio" 2>/dev/null || $(BIN)/python -m pip uninstall --yes torchaudio torchcodec
+	$(BIN)/python -c "import torch, torchvision, transformers.image_processing_utils"
 	@touch $@
 
 assets: $(STAMP)

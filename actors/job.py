@@ -99,14 +99,12 @@ class TrainingJob:
         with self._progress.phase("cold start (SFT)"):
             history = await imitation
             await learner.save_policy.remote(str(self._folder.sft_policy))
-        self._folder.finish("sft", sft_loss=[step["loss"] for step in history], num_trajectories=len(episodes))
+        self._folder.finish("sft", sft_loss=[step["loss"] for step in history])
 
     async def _expert(self) -> list[Episode]:
         tasks = self._source.tasks(Split.TRAIN)[: self._config.expert.num_trajectories]
-        found = await collect_trajectories(
-            tasks, self._source, self._make_client(), load_inputs(self._model_folder()), self._config,
-            self._progress.advance,
-        )  # fmt: skip
+        inputs, client = load_inputs(self._model_folder()), self._make_client()
+        found = await collect_trajectories(tasks, self._source, client, inputs, self._config, self._progress.advance)
         self._progress.note(found.describe())
         if not found.kept:
             raise RunFolderError("the expert brought no right trajectory home; see run.log for the tools' errors")

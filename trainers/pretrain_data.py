@@ -136,16 +136,20 @@ def _brightness(rng: Generator) -> Sample | None:
 
 
 def _copy(rng: Generator) -> Sample:
-    """Repeat a box, two boxes, or a term."""
-    kind = int(rng.integers(3))
-    boxes = [written(draw_box(rng, *(int(v) for v in rng.integers(5, 900, size=2)))) for _ in range(2)]
-    if kind == 0:
-        return Sample(f"Repeat this box: {boxes[0]}", boxes[0], think="I copy.")
-    if kind == 1:
-        wanted = int(rng.integers(2))
-        return Sample(f"A {boxes[0]}, B {boxes[1]}. Repeat box {'AB'[wanted]}.", boxes[wanted], think="I copy.")
-    document = _document(rng)
-    return Sample(f'Repeat this term: "{document.title}"', document.title, think="I copy.")
+    """Repeat a list of boxes and terms, or one of them by its letter. Long lists teach copying fastest."""
+    items = [_item(rng) for _ in range(int(rng.integers(1, 6)))]
+    if rng.random() < 0.65:
+        listing = "; ".join(items)
+        return Sample(f"Repeat: {listing}", listing, think="I copy.")
+    wanted = int(rng.integers(len(items)))
+    listing = "; ".join(f"{'ABCDE'[i]} {item}" for i, item in enumerate(items))
+    return Sample(f"{listing}. Repeat {'ABCDE'[wanted]}.", items[wanted], think="I copy.")
+
+
+def _item(rng: Generator) -> str:
+    if rng.random() < 0.7:
+        return written(draw_box(rng, *(int(v) for v in rng.integers(5, 900, size=2))))
+    return f'"{_document(rng).title}"'
 
 
 def _read_numbers(rng: Generator) -> Sample:

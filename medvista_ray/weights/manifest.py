@@ -51,13 +51,9 @@ class Manifest(BaseModel):
         except OSError as error:
             raise WeightUpdateError(f"version {self.version}: {self.path} cannot be read: {error.strerror}") from error
         if num_bytes != self.num_bytes:
-            raise WeightUpdateError(
-                f"version {self.version}: {self.path} holds {num_bytes} bytes, expected {self.num_bytes}"
-            )
+            raise WeightUpdateError(f"version {self.version}: {self.path} holds {num_bytes} bytes, expected {self.num_bytes}")
         if self.checksum is not None and (found := file_checksum(file)) != self.checksum:
-            raise WeightUpdateError(
-                f"version {self.version}: {self.path} has checksum {found}, expected {self.checksum}"
-            )
+            raise WeightUpdateError(f"version {self.version}: {self.path} has checksum {found}, expected {self.checksum}")
 
 
 def file_checksum(file: Path) -> str:

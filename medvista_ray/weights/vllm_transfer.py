@@ -80,7 +80,8 @@ class SharedMemoryTransfer(WeightTransferEngine[NoInit, FromFile]):
 
     def receive_weights(self, update_info: FromFile) -> None:
         """Load each tensor of the file. Raises what safetensors or the model's loader raises."""
-        self.model.load_weights(_tensors(Path(update_info.path)))
+        model: Any = self.model
+        model.load_weights(_tensors(Path(update_info.path)))
 
     def finish_weight_update(self) -> None:
         """Repack the layers, put back those that got nothing, and give the LM head the new embeddings."""

@@ -19,9 +19,7 @@ from medvista_ray.rollout.vllm_settings import cpu_environment, split_stops
 from medvista_ray.weights.vllm_plugin import ENGINE_CORES, bind_cores, parse_cores
 
 
-@pytest.mark.parametrize(
-    ("text", "cores"), [("", set()), ("0", {0}), ("0-2,6", {0, 1, 2, 6}), ("3,1", {1, 3}), ("2-2", {2})]
-)
+@pytest.mark.parametrize(("text", "cores"), [("", set()), ("0", {0}), ("0-2,6", {0, 1, 2, 6}), ("3,1", {1, 3}), ("2-2", {2})])
 def test_core_lists_read_as_in_the_kernels_notation(text: str, cores: set[int]) -> None:
     assert parse_cores(text) == cores
 
