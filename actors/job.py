@@ -46,8 +46,7 @@ class TrainingJob:
         self._supervisor = Supervisor(config)
         self._source = load_source(config.bench)
         self._arms = Arms(config, folder, progress, self._supervisor, self._source)
-        self._is_deployed = False
-        self.stopping = False
+        self._is_deployed = self.stopping = False
 
     def stop(self) -> None:
         """Finish the step in progress (or the phase), write a checkpoint, and end."""

@@ -187,6 +187,8 @@ class GeneratorConfig(Section):
     """Sequences decoded together."""
     kv_cache_mib: Positive = 768
     """KV cache, in MiB (CPU)."""
+    recompute_on_update: bool = False
+    """Prefill running requests anew after an update: exact log-probs across it, for one prefill each."""
     cpu_cores: tuple[str, ...] = ()
     """Cores of each generator's engine, as in VLLM_CPU_OMP_THREADS_BIND; empty: one core each, from core 0."""
 

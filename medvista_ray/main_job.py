@@ -12,7 +12,7 @@ import os
 import signal
 import time
 import uuid
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from medvista_ray.assets import asset_dir, catalog
 from medvista_ray.config import TrainConfig
@@ -25,10 +25,20 @@ from medvista_ray.run_facts import run_facts
 from medvista_ray.run_folder import RunFolder, open_run_folder
 from medvista_ray.tools.catalog import load_tools
 
-if TYPE_CHECKING:
-    from actors.job import TrainingJob
 
-logger = logging.getLogger(__name__)
+
+class Job(Protocol):
+    """What is run here (`actors.job.TrainingJob`)."""
+
+    stopping: bool
+
+    def stop(self) -> None:
+        """Ask it to end after the step in progress."""
+        ...
+
+    async def run(self) -> bool:
+        """Whether it got to its end."""
+        ...
 
 
 def run_training(config: TrainConfig, resume: bool = False) -> None:
@@ -82,7 +92,7 @@ def _run(config: TrainConfig, folder: RunFolder) -> None:
     console.print(f"report: {report}", soft_wrap=True)
 
 
-def _job(config: TrainConfig, folder: RunFolder, run_id: str, progress: RunProgress) -> TrainingJob:
+def _job(config: TrainConfig, folder: RunFolder, run_id: str, progress: RunProgress) -> Job:
     from actors.job import TrainingJob
     from serve_apps.deploy import deploy_tools, make_client, shutdown_tools
 
@@ -120,7 +130,7 @@ def connect_ray(config: TrainConfig, run_id: str) -> None:
     )
 
 
-async def _with_signals(job: TrainingJob) -> bool:
+async def _with_signals(job: Job) -> bool:
     """Run the job; Ctrl-C and SIGTERM ask it to stop, a second one cancels it. True if it finished."""
     task = asyncio.ensure_future(job.run())
     loop = asyncio.get_running_loop()

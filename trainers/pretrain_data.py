@@ -39,7 +39,8 @@ class Sample:
     kind: str = ""
 
 
-TEXT_KINDS = {"copy": 0.40, "read_numbers": 0.32, "read_list": 0.18, "compare": 0.10}
+COPY_KINDS = {"copy_box": 1.0}
+TEXT_KINDS = {"copy_box": 0.10, "copy": 0.30, "read_numbers": 0.32, "read_list": 0.18, "compare": 0.10}
 VISION_KINDS = {"letter": 0.45, "nucleus": 0.30, "modality": 0.15, "brightness": 0.10}
 JOINT_KINDS = {
     "letter": 0.22,
@@ -52,7 +53,7 @@ JOINT_KINDS = {
     "read_list": 0.08,
     "compare": 0.04,
 }
-STAGES = {"vision": VISION_KINDS, "text": TEXT_KINDS, "joint": JOINT_KINDS}
+STAGES = {"vision": VISION_KINDS, "copy": COPY_KINDS, "text": TEXT_KINDS, "joint": JOINT_KINDS}
 """Stage of the pre-training -> share of each kind of sample."""
 
 
@@ -69,6 +70,7 @@ class PretrainMixture:
             "nucleus": self._nucleus,
             "modality": self._modality,
             "brightness": _brightness,
+            "copy_box": _copy_box,
             "copy": _copy,
             "read_numbers": _read_numbers,
             "read_list": _read_list,
@@ -133,6 +135,12 @@ def _brightness(rng: Generator) -> Sample | None:
     if abs(left - right) < 4:
         return None
     return Sample("Which half is brighter, left or right?", "left" if left > right else "right", (image,))
+
+
+def _copy_box(rng: Generator) -> Sample:
+    """Repeat one box: the narrow door through which copying is learned; wider tasks follow at once."""
+    box = written(draw_box(rng, *(int(v) for v in rng.integers(5, 900, size=2))))
+    return Sample(f"Repeat: {box}", box, think="I copy.")
 
 
 def _copy(rng: Generator) -> Sample:

@@ -75,6 +75,7 @@ def main() -> None:
     policy = _policy(arguments)
     losses = train(policy, arguments, console)
     recipe = vars(arguments) | {
+        "start": [folder.name for folder in arguments.start],
         "out": "",
         "vocab_size": VOCAB_SIZE,
         "loss_end": round(float(np.mean(losses[-50:])), 4),
@@ -115,7 +116,7 @@ def _policy(arguments: argparse.Namespace) -> Policy:
 
 def _is_trained_by(name: str, stage: str) -> bool:
     is_vision = "vision_tower" in name or "multi_modal_projector" in name
-    return stage == "joint" or is_vision == (stage == "vision")
+    return is_vision == (stage == "vision")
 
 
 def train(policy: Policy, arguments: argparse.Namespace, console: Console) -> list[float]:

@@ -86,25 +86,12 @@ def build_tiny_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = InternVLForConditionalGeneration(tiny_config(tokenizer, shape)).float()
-        _scale_for_copying(model, shape)
+        # Tokens' identities dominate the residual stream at the start, so that copying is learned early.
+        model.get_input_embeddings().weight.detach().mul_(EMBEDDING_GAIN)
     assert model.generation_config is not None
     model.generation_config.eos_token_id = token_id(tokenizer, END_OF_TURN)
     model.generation_config.pad_token_id = token_id(tokenizer, PADDING)
     return model
-
-
-@torch.no_grad()
-def _scale_for_copying(model: InternVLForConditionalGeneration, shape: TinyArchitecture) -> None:
-    """Let tokens' identities dominate the residual stream at the start, so that copying is learned early.
-
-    Every block's output is scaled by 1 / sqrt(2 layers) (GPT-2), and embeddings are several times the usual 0.02.
-    """
-    share = (2 * shape.text_layers) ** -0.5
-    for name, weight in model.model.language_model.named_parameters():
-        if name.endswith(("o_proj.weight", "down_proj.weight")):
-            weight.mul_(share)
-        elif name.endswith("embed_tokens.weight"):
-            weight.mul_(EMBEDDING_GAIN)
 
 
 def tiny_config(tokenizer: PreTrainedTokenizerFast, shape: TinyArchitecture = TINY) -> InternVLConfig:

@@ -67,6 +67,7 @@ def engine_settings(config: TrainConfig, inputs: PolicyInputs, index: int) -> En
         dtype=generator.dtype,
         seed=config.seed + index,
         train_vision=config.policy.train_vision,
+        recompute_on_update=generator.recompute_on_update,
         cores="" if generator.num_gpus else cores,
     )
 

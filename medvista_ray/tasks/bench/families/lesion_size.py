@@ -68,7 +68,7 @@ def make(rng: Generator, split: Split, index: int) -> Draft | None:
 @lru_cache(maxsize=3)
 def pool(split: Split) -> dict[int, list[Candidate]]:
     """Every (picture, object) of the split's fixed pool of pictures, by logarithmic length bin."""
-    able = [s for s in subjects(split, volume=True) if volume(s.id).labels is not None]
+    able = [s for s in subjects(split, volume=True) if volume(s.id).labels is not None and structures(s.id)]
     rng = np.random.default_rng([31, list(Split).index(split)])
     edges = np.exp(np.linspace(*np.log(RANGE_MM), NUM_BINS + 1))
     bins: dict[int, list[Candidate]] = {}
