@@ -73,7 +73,7 @@ def check_before_start(config: TrainConfig) -> None:
 def _run(config: TrainConfig, folder: RunFolder) -> None:
     run_id = f"{config.name}-{uuid.uuid4().hex[:8]}"
     started = time.monotonic()
-    with RunProgress(config.name, config.grpo.num_steps) as progress, PeakMemory(marker=run_id) as memory:
+    with RunProgress(config.name, config.grpo.num_steps) as progress, PeakMemory(marker=run_id, interval_s=4.0) as memory:
         job = _job(config, folder, run_id, progress)
         finished = asyncio.run(_with_signals(job))
         if not finished:
