@@ -52,9 +52,7 @@ async def evaluate(
     return [episode for episode in episodes if episode is not None]
 
 
-async def _attempt(
-    generator: Handle, task: Task, with_tools: bool, temperature: float, manifest: str | None
-) -> Episode:
+async def _attempt(generator: Handle, task: Task, with_tools: bool, temperature: float, manifest: str | None) -> Episode:
     error: RayActorError | None = None
     episode: Episode | None = None
     for attempt in range(MAX_ATTEMPTS):

@@ -147,4 +147,3 @@ class TrainingJob:
                 self._undeploy()
         finally:
             ray.shutdown()
-

@@ -23,9 +23,7 @@ def add_config_options(parser: ArgumentParser) -> None:
     """Add --config, --set, --output-dir and --seed."""
     add = parser.add_argument
     add("--config", type=Path, metavar="FILE", help="YAML file of what differs from the defaults")
-    add(
-        "--set", dest="overrides", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="grpo.num_steps=40"
-    )
+    add("--set", dest="overrides", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="grpo.num_steps=40")
     add("--output-dir", type=Path, metavar="DIR", help="folder of the run; short for --set output_dir=DIR")
     add("--seed", type=int, metavar="N", help="short for --set seed=N")
 

@@ -26,7 +26,6 @@ from medvista_ray.run_folder import RunFolder, open_run_folder
 from medvista_ray.tools.catalog import load_tools
 
 
-
 class Job(Protocol):
     """What is run here (`actors.job.TrainingJob`)."""
 

@@ -71,9 +71,7 @@ def make_tasks(num: int) -> list[Task]:
     ]
 
 
-def make_episode(
-    task: Task, versions: list[int], reward: float, status: EpisodeStatus = EpisodeStatus.ANSWERED
-) -> Episode:
+def make_episode(task: Task, versions: list[int], reward: float, status: EpisodeStatus = EpisodeStatus.ANSWERED) -> Episode:
     """Two prompt tokens, then one sampled token per version."""
     length = 2 + len(versions)
     return Episode(
@@ -206,9 +204,7 @@ class World:
         self, settings: LoopSettings, generators: list[ScriptedGenerator], learner: ScriptedLearner, num_tasks: int = 50
     ) -> None:
         self.generators, self.learner = generators, learner
-        self.loop = TrainingLoop(
-            settings, make_tasks(num_tasks), generators, learner, clock=asyncio.get_running_loop().time
-        )
+        self.loop = TrainingLoop(settings, make_tasks(num_tasks), generators, learner, clock=asyncio.get_running_loop().time)
 
     async def run(self, num_steps: int) -> dict[str, Any]:
         return await self.loop.run(num_steps)

@@ -64,8 +64,7 @@ class GrpoTrainer:
         advantages = _advantages(groups)
         proximal = self._proximal(episodes) if self.config.num_minibatches > 1 else None
         updates = [
-            self._update(episodes, part, advantages, proximal)
-            for part in _minibatches(groups, self.config.num_minibatches)
+            self._update(episodes, part, advantages, proximal) for part in _minibatches(groups, self.config.num_minibatches)
         ]
         metrics = _mean_of_updates(updates)
         metrics.update(_batch_metrics(episodes, time.perf_counter() - started))

@@ -22,9 +22,7 @@ def make_accelerator(learner: LearnerConfig) -> Accelerator:
     return Accelerator(mixed_precision="bf16" if learner.bf16 else "no", cpu=learner.num_gpus == 0)
 
 
-def make_optimizer(
-    parameters: Iterable[torch.nn.Parameter], learning_rate: float, weight_decay: float
-) -> torch.optim.AdamW:
+def make_optimizer(parameters: Iterable[torch.nn.Parameter], learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
     """AdamW (arXiv 1711.05101) with betas 0.9, 0.95; weight decay on matrices only."""
     weights = list(parameters)
     groups: list[dict[str, Any]] = [

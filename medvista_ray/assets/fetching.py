@@ -103,9 +103,7 @@ def _extract(asset: Asset, archive: Path | None, report: Report) -> None:
         report(Progress(asset, "extract", total))
 
     with store.staged_folder(store.folder_of(asset)) as stage:
-        files = {
-            path: store.copy_hashed(stream, stage / path, advance) for path, stream in read_members(asset, archive)
-        }
+        files = {path: store.copy_hashed(stream, stage / path, advance) for path, stream in read_members(asset, archive)}
         for path, expected in asset.member_sha256.items():
             if files[path]["sha256"] != expected:
                 raise AssetError(f"{path}: wrong checksum, expected sha256 {expected}, got {files[path]['sha256']}")

@@ -112,9 +112,7 @@ def _scans() -> Iterator[Entry]:
     yield _scan("mri-t1", "MRI", "mricron-data", "T1 brain MRI, 116 regions", _BRAIN_REGIONS)
 
 
-def _dicom(
-    name: str, modality: str, file: str, unit: str, about: str, *, frame: int = 0, flip_rows: bool = False
-) -> Entry:
+def _dicom(name: str, modality: str, file: str, unit: str, about: str, *, frame: int = 0, flip_rows: bool = False) -> Entry:
     def open_it(info: SubjectInfo, folder: Path) -> Plate:
         picture = readers.read_dicom(folder / "data_store" / "data" / file, frame)
         pixels = picture.pixels[::-1] if flip_rows else picture.pixels

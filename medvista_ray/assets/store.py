@@ -166,9 +166,7 @@ def disk_errors(what: str, num_bytes: int) -> Generator[None]:
         if error.errno in _NO_SPACE:
             raise AssetError(no_space(what, num_bytes)) from error
         if error.errno in _READ_ONLY:
-            raise AssetError(
-                f"{cache_root()} cannot be written ({error}); set MEDVISTA_CACHE to another folder"
-            ) from error
+            raise AssetError(f"{cache_root()} cannot be written ({error}); set MEDVISTA_CACHE to another folder") from error
         raise
 
 

@@ -27,9 +27,7 @@ class MedEnv:
     `open_images` opens a task's pictures; it runs in a thread, so it must be thread-safe. Not shared between episodes.
     """
 
-    def __init__(
-        self, client: ToolClient | None, open_images: Callable[[Task], Sequence[MedImage]], max_calls: int
-    ) -> None:
+    def __init__(self, client: ToolClient | None, open_images: Callable[[Task], Sequence[MedImage]], max_calls: int) -> None:
         self.images: list[MedImage] = []
         self.masks: list[Mask] = []
         self.observation = Observation("")

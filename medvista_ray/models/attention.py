@@ -54,9 +54,7 @@ def attend(
     return torch.cat(parts, dim=1).transpose(0, 1)[None], None
 
 
-def _cluster(
-    cluster: Cluster, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
-) -> list[torch.Tensor]:
+def _cluster(cluster: Cluster, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> list[torch.Tensor]:
     """[Q, tokens, D] outputs of the prefix (if there is one) and of the suffixes."""
     if len(cluster.gather) == len(cluster.mask) and not cluster.prefix:
         start, length = cluster.start, cluster.num_tokens

@@ -80,9 +80,7 @@ def build_batch(episodes: Sequence[Episode], policy: PolicyInputs) -> Batch:
     )
 
 
-def split_microbatches(
-    episodes: Sequence[Episode], tokens_per_microbatch: int, max_images: int | None = None
-) -> list[list[int]]:
+def split_microbatches(episodes: Sequence[Episode], tokens_per_microbatch: int, max_images: int | None = None) -> list[list[int]]:
     """Indices of `episodes` in micro-batches of at most `tokens_per_microbatch` tokens, padded within each question.
 
     Episodes of one question stay together where they fit, longest first. `max_images` bounds the distinct pictures of

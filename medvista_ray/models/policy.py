@@ -128,9 +128,7 @@ def resolve_policy(config: PolicyConfig) -> Path:
     if (folder / "config.json").is_file():
         return folder
     if config.path == "tiny" or folder.exists() or config.path.count("/") != 1:
-        raise ConfigError(
-            f'policy.path = {config.path!r}: {folder} has no config.json; give "tiny", a folder or a name'
-        )
+        raise ConfigError(f'policy.path = {config.path!r}: {folder} has no config.json; give "tiny", a folder or a name')
     return _download(config.path)
 
 
@@ -186,6 +184,4 @@ def _download(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=patterns))
     except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"policy.path = {name!r} is neither a folder nor a model that can be fetched: {error}"
-        ) from error
+        raise ConfigError(f"policy.path = {name!r} is neither a folder nor a model that can be fetched: {error}") from error

@@ -191,9 +191,7 @@ def _y_axis(scale: Scale) -> str:
 
 def _x_axis(scale: Scale) -> str:
     whole = [value for value in ticks(scale.low, scale.high, 5) if value == int(value)]
-    return "".join(
-        f'<text x="{scale(value):.1f}" y="{HEIGHT - 8}" text-anchor="middle">{value:.0f}</text>' for value in whole
-    )
+    return "".join(f'<text x="{scale(value):.1f}" y="{HEIGHT - 8}" text-anchor="middle">{value:.0f}</text>' for value in whole)
 
 
 def _percent_axis(scale: Scale, height: float) -> str:

@@ -172,9 +172,7 @@ def med_terms(without: Iterable[EpisodeRecord], with_tools: Iterable[EpisodeReco
     return MedTerms(**terms, gap=gap, n=len(pairs))
 
 
-def _pairs(
-    first: Iterable[EpisodeRecord], second: Iterable[EpisodeRecord]
-) -> list[tuple[EpisodeRecord, EpisodeRecord]]:
+def _pairs(first: Iterable[EpisodeRecord], second: Iterable[EpisodeRecord]) -> list[tuple[EpisodeRecord, EpisodeRecord]]:
     other = {record.task_id: record for record in scored(second)}
     return [(record, other[record.task_id]) for record in scored(first) if record.task_id in other]
 

@@ -89,9 +89,7 @@ class ChatFormat:
     def from_policy(cls, tokenizer: Tokenizer, model_type: str) -> ChatFormat:
         """The format of a policy of this Hugging Face `model_type`. Raises ConfigError if it is not supported."""
         if model_type not in PICTURE_TOKENS:
-            raise ConfigError(
-                f"policy type {model_type!r} has no chat format; {did_you_mean(model_type, PICTURE_TOKENS)}"
-            )
+            raise ConfigError(f"policy type {model_type!r} has no chat format; {did_you_mean(model_type, PICTURE_TOKENS)}")
         return cls(tokenizer, PICTURE_TOKENS[model_type])
 
     def begin(self, system: str, observation: Observation) -> list[int]:

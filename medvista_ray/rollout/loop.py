@@ -73,9 +73,7 @@ async def run_episode(
             status = EpisodeStatus.ANSWERED if step.terminated else EpisodeStatus.TRUNCATED
             break
         transcript.observe(step.observation)
-    return transcript.episode(
-        task=task, status=status, turns=turns, answer=answer, duration_s=time.perf_counter() - start
-    )
+    return transcript.episode(task=task, status=status, turns=turns, answer=answer, duration_s=time.perf_counter() - start)
 
 
 async def run_group(

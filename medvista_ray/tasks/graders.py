@@ -88,8 +88,7 @@ def _has_letters(task: Task) -> bool:
     """Whether the question shows every choice behind its letter, as in "A) left", "(A) left" or "A. left"."""
     question = " ".join(task.question.split())
     patterns = (
-        rf"(?<!\w)\(?{chr(ord('A') + i)}[).:]\s*{re.escape(' '.join(choice.split()))}"
-        for i, choice in enumerate(task.choices)
+        rf"(?<!\w)\(?{chr(ord('A') + i)}[).:]\s*{re.escape(' '.join(choice.split()))}" for i, choice in enumerate(task.choices)
     )
     return bool(task.choices) and all(re.search(pattern, question, re.IGNORECASE) for pattern in patterns)
 

@@ -26,9 +26,7 @@ def failure(code: ErrorCode, message: str, latency_s: float = 0.0) -> ToolOutcom
     return ToolOutcome(result=None, error=code, message=message, latency_s=latency_s)
 
 
-def check(
-    spec: type[Tool], arguments: Mapping[str, Any], context: ToolContext
-) -> tuple[BaseModel, ToolContext] | ToolOutcome:
+def check(spec: type[Tool], arguments: Mapping[str, Any], context: ToolContext) -> tuple[BaseModel, ToolContext] | ToolOutcome:
     """Parsed arguments and the part of the context that they name, or the refusal (E2, E3, E4)."""
     args = parse_arguments(spec.Args, arguments)
     if isinstance(args, Refusal):

@@ -110,9 +110,7 @@ def run(head: Head, root: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     """Submit the smoke run, kill an engine and a tool replica after the first step, and wait for the end."""
     run = tmp_path_factory.mktemp("submitted") / "run"
     submitted = subprocess.run(
-        [RAY, "job", "submit", "--address", head.dashboard, "--no-wait", "--submission-id", "smoke", "--working-dir", "."]
-        + ["--", "python", "-m", "medvista_ray.train", "--config", "configs/train/smoke.yaml"]
-        + ["--output-dir", str(run), "--set", *SETTINGS],
+        [RAY, "job", "submit", "--address", head.dashboard, "--no-wait", "--submission-id", "smoke", "--working-dir", ".", "--", "python", "-m", "medvista_ray.train", "--config", "configs/train/smoke.yaml", "--output-dir", str(run), "--set", *SETTINGS],
         env=head.environment, cwd=root, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert submitted.returncode == 0, submitted.stderr

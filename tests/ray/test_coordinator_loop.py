@@ -29,9 +29,7 @@ CONFIG = TrainConfig.model_validate(
 )
 
 
-def start(
-    run_dir: Path, train_s: float = 0.1, resume: dict[str, Any] | None = None, **script: Any
-) -> tuple[Any, Any, Any]:
+def start(run_dir: Path, train_s: float = 0.1, resume: dict[str, Any] | None = None, **script: Any) -> tuple[Any, Any, Any]:
     """Coordinator, generators by name, learner."""
     from actors.coordinator import CoordinatorActor
 

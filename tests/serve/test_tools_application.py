@@ -77,9 +77,7 @@ def same(a: ToolOutcome, b: ToolOutcome) -> bool:
         ("zoom", {}),
     ],
 )
-def test_a_call_through_serve_equals_the_call_in_process(
-    application: str, name: str, arguments: dict[str, Any]
-) -> None:
+def test_a_call_through_serve_equals_the_call_in_process(application: str, name: str, arguments: dict[str, Any]) -> None:
     local = asyncio.run(LocalToolClient(["zoom_in", "measure", SLEEP]).call(name, arguments, context()))
     remote = run(lambda client: client.call(name, arguments, context()))
     assert same(local, remote), (local, remote)

@@ -25,9 +25,7 @@ TOKENS_PER_PICTURE = 4
 @cache
 def small_tokenizer(tags: str = "plain") -> Any:
     """Byte-level BPE. The protocol's tags are added tokens ("plain"), special tokens ("special") or text ("absent")."""
-    corpus = [
-        f'<think> the region {i} </think>{{"name": "zoom_in", "arguments": {{"bbox": [{i}, 7]}}}}' for i in range(50)
-    ]
+    corpus = [f'<think> the region {i} </think>{{"name": "zoom_in", "arguments": {{"bbox": [{i}, 7]}}}}' for i in range(50)]
     core = Tokenizer(models.BPE(unk_token=None))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()

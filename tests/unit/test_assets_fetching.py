@@ -223,9 +223,7 @@ print("left:", list(store.cache_root().rglob(".partial-*")), store.folder_of(ass
 """
 
 
-@pytest.mark.skipif(
-    os.geteuid() != 0 or shutil.which("unshare") is None, reason="needs a private mount of a small disk"
-)
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="needs a private mount of a small disk")
 @pytest.mark.parametrize("kept", [False, True], ids=["while pip downloads", "while extracting"])
 def test_a_really_full_disk_leaves_nothing_half_made(links: Path, tmp_path: Path, kept: bool) -> None:
     wheel = packages.build_wheel(links, content=os.urandom(400_000))

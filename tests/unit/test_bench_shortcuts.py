@@ -32,7 +32,9 @@ def bench() -> MedVistaBench:
 
 @pytest.fixture(scope="module")
 def tasks(bench: MedVistaBench) -> dict[str, tuple[list[Task], list[Task]]]:
-    return {family: (_draw(bench, family, Split.TRAIN, NUM_TRAIN), _draw(bench, family, Split.TEST, NUM_TEST)) for family in SHARES}
+    return {
+        family: (_draw(bench, family, Split.TRAIN, NUM_TRAIN), _draw(bench, family, Split.TEST, NUM_TEST)) for family in SHARES
+    }
 
 
 def _draw(bench: MedVistaBench, family: str, split: Split, number: int) -> list[Task]:

@@ -129,9 +129,7 @@ def test_lost_groups_are_noticed() -> None:
         ([0.0], 0, GroupState.FAILED),
     ],
 )
-def test_a_group_is_trained_whole_with_a_signal_or_not_at_all(
-    rewards: list[float], num_failed: int, outcome: GroupState
-) -> None:
+def test_a_group_is_trained_whole_with_a_signal_or_not_at_all(rewards: list[float], num_failed: int, outcome: GroupState) -> None:
     assert outcome_of(finished(0, rewards, num_failed), group_size=2) is outcome
 
 

@@ -239,9 +239,7 @@ def test_every_group_is_reported_once_with_its_outcome() -> None:
 
     async def main() -> TrainingLoop:
         generators = [
-            ScriptedGenerator(
-                "generator-0", ready_s=0.0, latency_s=(0.001, 0.002), filtered_share=0.3, failed_share=0.2
-            )
+            ScriptedGenerator("generator-0", ready_s=0.0, latency_s=(0.001, 0.002), filtered_share=0.3, failed_share=0.2)
         ]
         loop = TrainingLoop(
             SETTINGS, make_tasks(9), generators, ScriptedLearner(0.001),

@@ -72,9 +72,7 @@ def test_gradients_equal_those_of_a_plain_forward(policy: Policy, episodes: list
         assert torch.allclose(got[name], gradient, atol=1e-5 * max(1.0, float(gradient.abs().max()))), name
 
 
-def test_each_distinct_picture_is_encoded_once(
-    policy: Policy, episodes: list[Episode], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_distinct_picture_is_encoded_once(policy: Policy, episodes: list[Episode], monkeypatch: pytest.MonkeyPatch) -> None:
     batch = build_batch(episodes, policy)
     encoded: list[int] = []
     encode = policy.model.get_image_features

@@ -52,9 +52,7 @@ def test_summary_prints_the_file_of_the_run(tmp_path: Path, capsys: pytest.Captu
     assert json.loads(capsys.readouterr().out) == {"eta": 1, "trained": 320}
 
 
-def test_summary_of_a_folder_without_a_finished_run_is_a_clear_error(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_summary_of_a_folder_without_a_finished_run_is_a_clear_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["summary", str(tmp_path)]) == 2
     assert "no run ended there" in capsys.readouterr().err
     (tmp_path / "summary.json").write_text("{")

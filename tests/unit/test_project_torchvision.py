@@ -69,9 +69,7 @@ def test_the_hook_acts_on_the_import_and_not_on_a_look(site: Path) -> None:
 
 def test_no_torchvision_at_all_is_fine(site: Path) -> None:
     shutil.rmtree(site / "torchvision")
-    code = (
-        "import shim, sys; sys.path[:] = [p for p in sys.path if 'site-packages' not in p]; shim.hook(); shim.ensure()"
-    )
+    code = "import shim, sys; sys.path[:] = [p for p in sys.path if 'site-packages' not in p]; shim.hook(); shim.ensure()"
     result = run(site, code + "; print('torch' in sys.modules)")
     assert result.stdout.split() == ["False"], result.stderr
 

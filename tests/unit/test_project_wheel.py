@@ -66,9 +66,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_installed(installed: Path, *args: str) -> subprocess.CompletedProcess[str]:
     """Run python on the installed copy, from outside the tree."""
     env = {**os.environ, "PYTHONPATH": str(installed)}
-    return subprocess.run(
-        [sys.executable, *args], cwd=installed.parent, env=env, capture_output=True, text=True, check=False
-    )
+    return subprocess.run([sys.executable, *args], cwd=installed.parent, env=env, capture_output=True, text=True, check=False)
 
 
 def test_the_listed_packages_are_the_folders_that_exist(root: Path, project: dict[str, Any]) -> None:
@@ -86,9 +84,7 @@ def test_the_wheel_has_the_four_top_level_names_and_no_other(wheel: Path) -> Non
 
 def test_the_wheel_carries_every_data_file_and_the_licence(root: Path, wheel: Path) -> None:
     tiny = root / "medvista_ray" / "models" / "tiny"
-    expected = {
-        p.relative_to(root).as_posix() for p in [*tiny.glob("*"), root / "medvista_ray" / "py.typed"] if p.is_file()
-    }
+    expected = {p.relative_to(root).as_posix() for p in [*tiny.glob("*"), root / "medvista_ray" / "py.typed"] if p.is_file()}
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     assert expected <= names
@@ -108,9 +104,7 @@ def test_help_from_the_installed_wheel_is_quick_and_imports_nothing_heavy(instal
     result = run_installed(installed, "-X", "importtime", "-m", module, "--help")
     assert result.returncode == 0, result.stderr
     assert "usage:" in result.stdout
-    imported = {
-        line.rpartition("|")[2].strip() for line in result.stderr.splitlines() if line.startswith("import time:")
-    }
+    imported = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines() if line.startswith("import time:")}
     assert "medvista_ray.command_line" in imported
     assert {name.partition(".")[0] for name in imported} & HEAVY == set()
     assert min(_seconds_of_help(installed, module) for _ in range(3)) < HELP_LIMIT_S

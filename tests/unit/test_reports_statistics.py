@@ -24,9 +24,7 @@ from tests.synthetic_run import make_episode, make_task, phantom
 PICTURES = [phantom(0), phantom(1)]
 
 
-def logged(
-    folder: Path, arm: str, outcomes: Sequence[bool], tools: bool = True, **changes: object
-) -> list[EpisodeRecord]:
+def logged(folder: Path, arm: str, outcomes: Sequence[bool], tools: bool = True, **changes: object) -> list[EpisodeRecord]:
     with TrajectoryLog(folder) as log:
         return [
             log.append(make_episode(make_task(n), PICTURES, correct=right, tools=tools, **changes), arm, None)

@@ -94,9 +94,7 @@ def test_a_line_is_on_disk_before_the_log_is_closed(tmp_path: Path) -> None:
 
 
 def test_what_json_cannot_hold_does_not_cost_a_line(tmp_path: Path) -> None:
-    arguments = json.loads(
-        '{"query": "\\ud800", "k": NaN, "box": [Infinity, 1, {"a": -Infinity}], "huge": 1' + "0" * 400 + "}"
-    )
+    arguments = json.loads('{"query": "\\ud800", "k": NaN, "box": [Infinity, 1, {"a": -Infinity}], "huge": 1' + "0" * 400 + "}")
     turn = Turn(text="\ud83d unpaired", tool="search_text", arguments=arguments, error=ErrorCode.E3)
     with TrajectoryLog(tmp_path) as log:
         log.append(make_episode(make_task(0), [phantom(0)], turns=[turn]), "rl", None)

@@ -71,8 +71,7 @@ def test_the_first_prompt_equals_the_tokenizer_run_on_the_rendered_text() -> Non
 def test_qwen_pictures_stand_between_vision_tokens(model_type: str) -> None:
     ids = chat_format(model_type).observe(Observation("seen", (ramp_picture(),)))
     assert small_tokenizer().decode(ids) == (
-        "<|im_end|>\n<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>\nseen<|im_end|>\n"
-        "<|im_start|>assistant\n"
+        "<|im_end|>\n<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>\nseen<|im_end|>\n<|im_start|>assistant\n"
     )
 
 

@@ -277,9 +277,7 @@ def test_the_episodes_of_a_group_run_at_the_same_time_and_apart(client: LocalToo
 
 def test_one_broken_episode_ends_its_group_with_the_plain_error(client: LocalToolClient) -> None:
     engine = LyingEngine([ZOOM, ANSWER] * 3, "history")
-    group = run_group(
-        make_task(), lambda: MedEnv(client, open_one, 6), engine, chat_format(), CONFIG, client.specs, SIDE, 3
-    )
+    group = run_group(make_task(), lambda: MedEnv(client, open_one, 6), engine, chat_format(), CONFIG, client.specs, SIDE, 3)
     with pytest.raises(InvariantError):
         asyncio.run(group)
 

@@ -90,9 +90,7 @@ def test_a_damaged_file_is_made_anew_and_replaced(tmp_path: Path) -> None:
     assert np.load(tmp_path / "a.npy")[0, 0, 0] == 5
 
 
-def test_a_disk_that_cannot_be_written_costs_nothing_but_a_warning(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_disk_that_cannot_be_written_costs_nothing_but_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     blocker = tmp_path / "file"
     blocker.write_text("not a folder")
     cache = EmbeddingCache(SIZE, blocker / "below", 10 * SIZE)

@@ -14,9 +14,7 @@ from medvista_ray.tools.refine.zoom_in import ZoomIn
 from medvista_ray.types import Mask, MedImage, ToolResult
 
 
-def ellipse(
-    size: tuple[int, int], center: tuple[float, float], axes: tuple[float, float], angle: float
-) -> NDArray[np.bool_]:
+def ellipse(size: tuple[int, int], center: tuple[float, float], axes: tuple[float, float], angle: float) -> NDArray[np.bool_]:
     """Full axes in pixels along (y, x) before a turn by `angle` radians; `center` in pixel corners (y, x)."""
     ys, xs = np.mgrid[: size[0], : size[1]] + 0.5
     dy, dx = ys - center[0], xs - center[1]
@@ -68,9 +66,7 @@ def test_an_upright_rectangle_has_its_sides_as_width_and_height() -> None:
 def test_the_text_rounds_and_the_unit_follows_the_size() -> None:
     image = flat((100, 100), (1.0, 1.0), 71.4)
     text = measure(image, bbox=[100, 200, 310, 390]).text
-    assert text == (
-        "long axis 21 mm, short axis 19 mm, width 21 mm, height 19 mm, area 4.0 cm2, mean 71 HU, center [205, 295]"
-    )
+    assert text == ("long axis 21 mm, short axis 19 mm, width 21 mm, height 19 mm, area 4.0 cm2, mean 71 HU, center [205, 295]")
     assert "area 6.0 mm2" in measure(image, bbox=[0, 0, 20, 30]).text
     assert "long axis 2.0 mm" in measure(image, bbox=[0, 0, 10, 20]).text
     assert "area 399 px2" in measure(flat((100, 100), None), bbox=[100, 200, 310, 390]).text
@@ -125,9 +121,7 @@ def test_a_window_grows_about_its_centre_and_stays_inside() -> None:
 def test_zoom_keeps_native_values_window_unit_and_millimetres() -> None:
     pixels = np.zeros((256, 256), np.int16)
     pixels[64:128, 64:128] = 900
-    image = MedImage(
-        pixels=pixels, modality="CT", spacing_mm=(0.8, 0.5), unit="HU", window=(-100.0, 1000.0), source="x"
-    )
+    image = MedImage(pixels=pixels, modality="CT", spacing_mm=(0.8, 0.5), unit="HU", window=(-100.0, 1000.0), source="x")
     crop = zoom(image, bbox=[250, 250, 500, 500])
     assert crop.size == (224, 224)
     assert crop.pixels.dtype == np.int16
@@ -136,9 +130,7 @@ def test_zoom_keeps_native_values_window_unit_and_millimetres() -> None:
     assert crop.spacing_mm == pytest.approx((0.8 * 64 / 224, 0.5 * 64 / 224))
     before = measure(image, bbox=[250, 250, 500, 500]).data
     after = measure(crop, bbox=[0, 0, 1000, 1000]).data
-    assert (after["width"], after["height"], after["mean"]) == pytest.approx(
-        (before["width"], before["height"], before["mean"])
-    )
+    assert (after["width"], after["height"], after["mean"]) == pytest.approx((before["width"], before["height"], before["mean"]))
 
 
 def test_zoom_of_a_picture_without_a_window_keeps_the_look_of_the_whole() -> None:

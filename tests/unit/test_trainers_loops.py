@@ -56,9 +56,7 @@ def engine_logprobs(policy: Policy, groups: list[Group]) -> None:
     for group in groups:
         for episode in group.episodes:
             with torch.no_grad():
-                values = token_logprobs(
-                    policy, build_batch([episode], policy), 1.0, GrpoTrainer(policy, config()).banned
-                )
+                values = token_logprobs(policy, build_batch([episode], policy), 1.0, GrpoTrainer(policy, config()).banned)
             episode.logprobs = values[0].numpy()
 
 

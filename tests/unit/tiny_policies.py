@@ -113,9 +113,7 @@ def random_episode(policy: Policy, pictures: list[np.ndarray], seed: int, reward
 def random_group(policy: Policy, number: int, size: int = 4) -> Group:
     """Episodes that share their first picture, each with a second of its own; rewards 0, 1, 0, 1, ..."""
     first = picture(1000 + number)
-    episodes = [
-        random_episode(policy, [first, picture(100 * number + i)], 10 * number + i, float(i % 2)) for i in range(size)
-    ]
+    episodes = [random_episode(policy, [first, picture(100 * number + i)], 10 * number + i, float(i % 2)) for i in range(size)]
     return Group(id=number, episodes=episodes, version_admitted=0)
 
 

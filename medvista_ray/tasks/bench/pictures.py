@@ -118,7 +118,5 @@ def glyph(word: str, height: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]
     strokes = Image.new("L", size)
     ImageDraw.Draw(strokes).text((margin - left, margin - top), word, font=font, fill=255)
     outline = Image.new("L", size)
-    ImageDraw.Draw(outline).text(
-        (margin - left, margin - top), word, font=font, fill=255, stroke_width=margin, stroke_fill=255
-    )
+    ImageDraw.Draw(outline).text((margin - left, margin - top), word, font=font, fill=255, stroke_width=margin, stroke_fill=255)
     return np.asarray(strokes) > 127, np.asarray(outline) > 127

@@ -60,11 +60,7 @@ BY_ID = {subject.id: subject for subject in SUBJECTS}
 
 def subjects(split: Split, modality: str | None = None, volume: bool | None = None) -> list[Subject]:
     """Subjects of a split, in table order."""
-    return [
-        s
-        for s in SUBJECTS
-        if s.split == split and modality in (None, s.modality) and volume in (None, s.is_volume)
-    ]
+    return [s for s in SUBJECTS if s.split == split and modality in (None, s.modality) and volume in (None, s.is_volume)]
 
 
 def split_of_concept(identifier: str) -> Split:

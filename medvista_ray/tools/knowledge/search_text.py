@@ -60,10 +60,7 @@ class SearchText(Tool):
         if not hits:
             raise ToolArgumentError(f"no document has a word of {args.query[:60]!r}")
         lines = (f"{rank}. {_line(hit, args.detail)}" for rank, hit in enumerate(hits, start=1))
-        found = [
-            {"id": hit.entry.id, "title": hit.entry.title, "source": hit.entry.source, "score": hit.score}
-            for hit in hits
-        ]
+        found = [{"id": hit.entry.id, "title": hit.entry.title, "source": hit.entry.source, "score": hit.score} for hit in hits]
         return ToolResult(text="; ".join(lines), data={"hits": found})
 
     def probe(self) -> None:

@@ -36,9 +36,7 @@ _TEXT_WEIGHT = 0.3
 _NUM_CANDIDATES = 50
 """Documents whose names are compared with the query as a whole."""
 _WORD = re.compile(r"[a-z0-9]+(?:[.:][a-z0-9]+)*")
-_STOP_WORDS = frozenset(
-    ("a", "an", "and", "as", "at", "by", "for", "from", "in", "is", "of", "on", "or", "the", "to", "with")
-)
+_STOP_WORDS = frozenset(("a", "an", "and", "as", "at", "by", "for", "from", "in", "is", "of", "on", "or", "the", "to", "with"))
 _KEPT_ENDINGS = ("ss", "us", "is")
 
 
@@ -87,8 +85,7 @@ def build_index(entries: Sequence[Entry]) -> TextIndex:
     """Index `entries` (at least one)."""
     names = [[tokenize(name) for name in _names(entry)] for entry in entries]
     texts = [
-        [*(token for name in own for token in name), *tokenize(entry.text)]
-        for entry, own in zip(entries, names, strict=True)
+        [*(token for name in own for token in name), *tokenize(entry.text)] for entry, own in zip(entries, names, strict=True)
     ]
     return TextIndex(entries, _index([name for own in names for name in own]), _index(texts))
 
@@ -107,9 +104,7 @@ def open_index(folder: Path, fingerprint: str, load_entries: Callable[[], Sequen
             _log.warning("text index is not kept in %s: %s", home, error)
         return index
     with (home / "entries.json").open(encoding="utf-8") as file:
-        entries = [
-            Entry(i, title, tuple(synonyms), text, source) for i, title, synonyms, text, source in json.load(file)
-        ]
+        entries = [Entry(i, title, tuple(synonyms), text, source) for i, title, synonyms, text, source in json.load(file)]
     return TextIndex(entries, _open(home / "names"), _open(home / "texts"))
 
 

@@ -71,9 +71,7 @@ class LiteMedSam:
         return embedding[0].to(torch.float16).numpy()
 
     @torch.inference_mode()
-    def decode(
-        self, embedding: NDArray[np.float16], box: Box, size: tuple[int, int]
-    ) -> tuple[NDArray[np.bool_], float]:
+    def decode(self, embedding: NDArray[np.float16], box: Box, size: tuple[int, int]) -> tuple[NDArray[np.bool_], float]:
         """Mask [H, W] of what is in `box` (0..1000) of an embedded picture of `size`, and the IoU to expect."""
         height, width = _inner_size(size)
         corners = torch.tensor([box], dtype=torch.float32) / 1000.0 * torch.tensor([width, height, width, height])
@@ -131,9 +129,7 @@ def _build(folder: Path) -> nn.ModuleDict:
         drop_path_rate=0.0,
         layer_lr_decay=0.8,
     )
-    prompt = sam.PromptEncoder(
-        embed_dim=256, image_embedding_size=(64, 64), input_image_size=(SIDE, SIDE), mask_in_chans=16
-    )
+    prompt = sam.PromptEncoder(embed_dim=256, image_embedding_size=(64, 64), input_image_size=(SIDE, SIDE), mask_in_chans=16)
     decoder = sam.MaskDecoder(
         num_multimask_outputs=3,
         transformer=sam.TwoWayTransformer(depth=2, embedding_dim=256, mlp_dim=2048, num_heads=8),

@@ -28,11 +28,7 @@ def terms(split: Split, system: str) -> list[Document]:
     counts: dict[str, int] = {}
     for document in all_of_system:
         counts[document.title.lower()] = counts.get(document.title.lower(), 0) + 1
-    return [
-        d
-        for d in all_of_system
-        if counts[d.title.lower()] == 1 and _is_plain(d.title) and split_of_concept(d.id) == split
-    ]
+    return [d for d in all_of_system if counts[d.title.lower()] == 1 and _is_plain(d.title) and split_of_concept(d.id) == split]
 
 
 def _is_plain(title: str) -> bool:
