@@ -109,10 +109,17 @@ def _steps(run: Path) -> list[dict[str, float]]:
 def run(head: Head, root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Submit the smoke run, kill an engine and a tool replica after the first step, and wait for the end."""
     run = tmp_path_factory.mktemp("submitted") / "run"
+    submit = [RAY, "job", "submit", "--address", head.dashboard, "--no-wait", "--submission-id", "smoke"]
+    train = ["python", "-m", "medvista_ray.train", "--config", "configs/train/smoke.yaml", "--output-dir", str(run)]
     submitted = subprocess.run(
-        [RAY, "job", "submit", "--address", head.dashboard, "--no-wait", "--submission-id", "smoke", "--working-dir", ".", "--", "python", "-m", "medvista_ray.train", "--config", "configs/train/smoke.yaml", "--output-dir", str(run), "--set", *SETTINGS],
-        env=head.environment, cwd=root, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+        [*submit, "--working-dir", ".", "--", *train, "--set", *SETTINGS],
+        env=head.environment,
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert submitted.returncode == 0, submitted.stderr
     _wait("the first step", RUN_S, lambda: _steps(run) or _ended(head))
     for titles in (("VLLM::EngineCore",), ("ServeReplica", "segment_medical")):
