@@ -53,14 +53,15 @@ def _wait(what: str, timeout_s: float, is_there: Callable[[], object]) -> None:
     until = time.monotonic() + timeout_s
     while not is_there():
         assert time.monotonic() < until, f"waited {timeout_s:.0f} s for {what}"
-        time.sleep(0.5)
+        time.sleep(2.0)
 
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Iterator[Head]:
     port, gcs = _free_port(), _free_port()
     environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    environment |= {"RAY_USAGE_STATS_ENABLED": "0"}
+    # As in an activated environment: the job's entrypoint is plain `python`.
+    environment |= {"RAY_USAGE_STATS_ENABLED": "0", "PATH": f"{Path(RAY).parent}{os.pathsep}{os.environ['PATH']}"}
     environment.pop("RAY_ADDRESS", None)
     folder = f"/tmp/mv{port}"
     command = [RAY, "start", "--head", "--block", f"--port={gcs}", f"--dashboard-port={port}", "--dashboard-host=127.0.0.1"]
@@ -122,6 +123,7 @@ def run(head: Head, root: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     )
     assert submitted.returncode == 0, submitted.stderr
     _wait("the first step", RUN_S, lambda: _steps(run) or _ended(head))
+    assert _steps(run), _client(head, "logs", "smoke").stdout[-4000:]
     for titles in (("VLLM::EngineCore",), ("ServeReplica", "segment_medical")):
         victims = _running(head, *titles)
         assert victims, f"no process {titles}"
@@ -132,7 +134,8 @@ def run(head: Head, root: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 def _status(head: Head) -> str:
-    text = _client(head, "status", "smoke").stdout
+    answer = _client(head, "status", "smoke")
+    text = answer.stdout + answer.stderr
     return next((word for word in ("SUCCEEDED", "FAILED", "STOPPED", "RUNNING", "PENDING") if word in text), "")
 
 
