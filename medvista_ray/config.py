@@ -105,7 +105,7 @@ class ExpertConfig(Section):
 
     num_trajectories: Positive = 600
     """Tasks the expert attempts; wrong or failed ones are dropped."""
-    jitter: Fraction = 0.06
+    jitter: Fraction = 0.03
     """Standard deviation of its boxes' edges, as a share of the box's side."""
     concurrency: Positive = 8
     """Expert episodes in flight."""
