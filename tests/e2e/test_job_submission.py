@@ -118,7 +118,8 @@ def run(head: Head, root: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 def _status(head: Head) -> str:
     answer = _client(head, "status", "smoke")
-    text = answer.stdout + answer.stderr
+    # "Job 'smoke' succeeded", but "Status for job 'smoke': RUNNING".
+    text = (answer.stdout + answer.stderr).upper()
     return next((word for word in ("SUCCEEDED", "FAILED", "STOPPED", "RUNNING", "PENDING") if word in text), "")
 
 
