@@ -99,16 +99,15 @@ def run(head: Head, root: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     run = tmp_path_factory.mktemp("submitted") / "run"
     submit = [RAY, "job", "submit", "--address", head.dashboard, "--no-wait", "--submission-id", "smoke"]
     train = ["python", "-m", "medvista_ray.train", "--config", "configs/train/smoke.yaml", "--output-dir", str(run)]
-    submitted = subprocess.run(
-        [*submit, "--working-dir", ".", "--", *train, "--set", *SETTINGS],
-        env=head.environment,
-        cwd=root,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert submitted.returncode == 0, submitted.stderr
+    command = [*submit, "--working-dir", ".", "--", *train, "--set", *SETTINGS]
+
+    def is_submitted() -> bool:
+        """The node's job agent may come up later than the dashboard."""
+        return (
+            subprocess.run(command, env=head.environment, cwd=root, capture_output=True, timeout=120, check=False).returncode == 0
+        )
+
+    _wait("the job's submission", START_S, is_submitted)
     _wait("the first step", RUN_S, lambda: _steps(run) or _ended(head))
     assert _steps(run), _client(head, "logs", "smoke").stdout[-4000:]
     _wait("the job's end", RUN_S, lambda: _ended(head))
