@@ -165,6 +165,9 @@ def test_the_window_of_a_mask_is_its_bounding_rectangle() -> None:
     assert mask_window(mask) == (2, 3, 6, 10)
 
 
-def test_probes_run() -> None:
+def test_probes_pass_on_whole_tools_and_notice_a_broken_one(monkeypatch: pytest.MonkeyPatch) -> None:
     ZoomIn().probe()
     Measure().probe()
+    monkeypatch.setattr(Measure, "run", lambda *_: ToolResult(text="", data={"area": 1.0}))
+    with pytest.raises(RuntimeError, match="measure gave"):
+        Measure().probe()
