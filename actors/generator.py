@@ -28,7 +28,7 @@ from medvista_ray.rollout.vllm_engine import VllmEngine
 from medvista_ray.rollout.vllm_settings import engine_settings
 from medvista_ray.tasks.source import load_source
 from medvista_ray.tools.base import ToolClient
-from medvista_ray.types import Episode, Group, Task
+from medvista_ray.types import Episode, Group, MedImage, Task
 from medvista_ray.weights.manifest import Manifest
 
 SERVING_TIMEOUT_S = 300.0
@@ -80,8 +80,9 @@ class GeneratorActor:
         await self._wait_serving()
         loop = asyncio.get_running_loop()
         begin = loop.time()
+        images = await asyncio.to_thread(self._source.open, task)
         episodes = await run_group(
-            task, lambda: self._environment(self._client), self._engine, self._chat, self._config.rollout,
+            task, lambda: self._environment(self._client, lambda _: images), self._engine, self._chat, self._config.rollout,
             self._client.specs, self._config.policy.image_side, group_size,
             max_model_len=self._config.policy.max_model_len,
         )  # fmt: skip
@@ -97,7 +98,7 @@ class GeneratorActor:
         async def one(task: Task) -> Episode:
             async with slots:
                 episode = await run_episode(
-                    task, self._environment(client), self._engine, self._chat, self._config.rollout,
+                    task, self._environment(client, self._source.open), self._engine, self._chat, self._config.rollout,
                     client.specs if client else (), self._config.policy.image_side, temperature,
                     max_model_len=self._config.policy.max_model_len,
                 )  # fmt: skip
@@ -142,5 +143,5 @@ class GeneratorActor:
         except TimeoutError:
             raise MedVistaError(f"{self!r} got no policy version within {SERVING_TIMEOUT_S:.0f} s") from None
 
-    def _environment(self, client: ToolClient | None) -> MedEnv:
-        return MedEnv(client, self._source.open, self._config.rollout.max_calls)
+    def _environment(self, client: ToolClient | None, open_images: Callable[[Task], Sequence[MedImage]]) -> MedEnv:
+        return MedEnv(client, open_images, self._config.rollout.max_calls)

@@ -124,6 +124,9 @@ class SftConfig(Section):
     """Optimiser steps of warm-up."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     """AdamW weight decay."""
+    adam_eps: Annotated[float, Field(gt=0)] = 1e-8
+    """AdamW's epsilon: weights whose gradient is below it, such as the embeddings of tokens that a batch hardly touches,
+    stay nearly where they are instead of taking full-size steps along noise."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     """Clip of the global gradient norm."""
 
@@ -143,6 +146,9 @@ class GrpoConfig(Section):
     """Optimiser steps of warm-up."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """AdamW weight decay."""
+    adam_eps: Annotated[float, Field(gt=0)] = 1e-8
+    """AdamW's epsilon: weights whose gradient is below it, such as the embeddings of tokens that a batch hardly touches,
+    stay nearly where they are instead of taking full-size steps along noise."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     """Clip of the global gradient norm."""
     clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2

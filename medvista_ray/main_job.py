@@ -117,6 +117,8 @@ def connect_ray(config: TrainConfig, run_id: str) -> None:
     # A submitted job brings its own runtime_env; ours only adds variables to it.
     os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Ray's 15 would let any other program on the machine starve the engines and the learner.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     import ray
 
     is_joining = "RAY_ADDRESS" in os.environ

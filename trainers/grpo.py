@@ -38,7 +38,9 @@ class GrpoTrainer:
         self.accelerator = make_accelerator(config.learner)
         policy.model.to(self.accelerator.device)
         self.parameters = trainable_parameters(policy, config.policy.train_vision)
-        self.optimizer = make_optimizer(self.parameters.values(), self.config.learning_rate, self.config.weight_decay)
+        self.optimizer = make_optimizer(
+            self.parameters.values(), self.config.learning_rate, self.config.weight_decay, self.config.adam_eps
+        )
         self.num_updates = 0
         """Optimiser updates done."""
         self.reference: Policy | None = None

@@ -22,7 +22,9 @@ def make_accelerator(learner: LearnerConfig) -> Accelerator:
     return Accelerator(mixed_precision="bf16" if learner.bf16 else "no", cpu=learner.num_gpus == 0)
 
 
-def make_optimizer(parameters: Iterable[torch.nn.Parameter], learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
+def make_optimizer(
+    parameters: Iterable[torch.nn.Parameter], learning_rate: float, weight_decay: float, eps: float = 1e-8
+) -> torch.optim.AdamW:
     """AdamW (arXiv 1711.05101) with betas 0.9, 0.95; weight decay on matrices only."""
     weights = list(parameters)
     groups: list[dict[str, Any]] = [
@@ -30,7 +32,7 @@ def make_optimizer(parameters: Iterable[torch.nn.Parameter], learning_rate: floa
         {"params": [w for w in weights if w.ndim < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]], lr=learning_rate, betas=(0.9, 0.95), eps=1e-8, foreach=True
+        [group for group in groups if group["params"]], lr=learning_rate, betas=(0.9, 0.95), eps=eps, foreach=True
     )
 
 

@@ -41,7 +41,7 @@ def run_sft(
     accelerator = make_accelerator(learner)
     policy.model.to(accelerator.device)
     weights = list(trainable_parameters(policy, train_vision).values())
-    optimizer = make_optimizer(weights, config.learning_rate, config.weight_decay)
+    optimizer = make_optimizer(weights, config.learning_rate, config.weight_decay, config.adam_eps)
     plan = _plan(len(episodes), config, seed)
     history: list[dict[str, float]] = []
     for step, chosen in enumerate(plan):

@@ -121,9 +121,10 @@ def _repeat(features: Any, index: torch.Tensor) -> Any:
 
 
 def _ban(policy: Policy, banned: Sequence[int], device: torch.device) -> torch.Tensor:
-    """[V] 0, or minus infinity for banned tokens."""
+    """[V] 0, or minus infinity for banned tokens and for rows of the head that no token of the tokenizer has."""
     bias = torch.zeros(policy.model.lm_head.weight.shape[0], device=device)
     bias[list(banned)] = float("-inf")
+    bias[len(policy.tokenizer) :] = float("-inf")
     return bias
 
 

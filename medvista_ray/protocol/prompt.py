@@ -7,6 +7,7 @@ prefix cache). Kept compact on purpose: about 20 tokens a tool. Called by the ro
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,6 +19,12 @@ _CALL_FORM = '<think>...</think><tool_call>{"name": "...", "arguments": {...}}</
 
 def system_prompt(specs: Sequence[type[Tool]], max_calls: int) -> str:
     """What the policy is told first. No `specs`: only to think and to answer."""
+    return _system_prompt(tuple(specs), max_calls)
+
+
+@lru_cache(maxsize=64)
+def _system_prompt(specs: tuple[type[Tool], ...], max_calls: int) -> str:
+    """Cached: every episode asks, and a tool's schema takes pydantic a millisecond."""
     if not specs:
         return f"Think, then answer: {_ANSWER_FORM}"
     lines = [

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any, Protocol
 
 from medvista_ray.errors import ConfigError, did_you_mean
@@ -23,6 +24,8 @@ PICTURE_TOKENS = {
     "qwen3_vl": ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>"),
 }
 """Model type -> what one picture is in an un-expanded prompt; the pad is the only token that is expanded."""
+TEXT_CACHE = 2048
+"""Texts whose ids are remembered."""
 _PADS = ("<IMG_CONTEXT>", "<|image_pad|>")
 _STRUCTURAL = (
     *("<|endoftext|>", START, "<img>", "</img>", "<IMG_CONTEXT>", "<image>", "<video>"),
@@ -84,6 +87,8 @@ class ChatFormat:
         self.banned: frozenset[int] = frozenset(banned_token_ids(tokenizer))
         self._vision = self.banned - {vocab[START]}
         self._breaks = _break_pattern([*_reserved(tokenizer), END])
+        # System prompt, questions and separators come back for every episode of a group.
+        self._encode = lru_cache(maxsize=TEXT_CACHE)(self._encode_uncached)
 
     @classmethod
     def from_policy(cls, tokenizer: Tokenizer, model_type: str) -> ChatFormat:
@@ -103,8 +108,11 @@ class ChatFormat:
 
     def encode_text(self, text: str) -> list[int]:
         """Ids of plain text: the protocol's tags keep their tokens, names of structural tokens are split into text."""
+        return list(self._encode(text))
+
+    def _encode_uncached(self, text: str) -> tuple[int, ...]:
         pieces = (piece for piece in self._breaks.split(text) if piece)
-        return [i for piece in pieces for i in self._tokenizer.encode(piece, add_special_tokens=False)]
+        return tuple(i for piece in pieces for i in self._tokenizer.encode(piece, add_special_tokens=False))
 
     def decode(self, token_ids: Iterable[int]) -> str:
         """Sampled ids as text, without a sampled end of turn."""

@@ -110,7 +110,6 @@ class VllmEngine:
         register()
         self._engine = AsyncLLM.from_engine_args(engine_args(self.settings))
         self._tokenizer = self._engine.get_tokenizer()
-        self._allowed = sorted(set(range(len(self._tokenizer))) - set(self.settings.banned))
         self._stop_token_ids, self._stop_strings = split_stops(self._tokenizer.get_vocab(), self.settings.stops)
         await self._engine.init_weight_transfer_engine(WeightTransferInitRequest({}))
         await self._engine.update_weight_version(str(self._version))
@@ -222,7 +221,6 @@ class VllmEngine:
         return SamplingParams(
             temperature=sampling.temperature,
             max_tokens=sampling.max_tokens,
-            allowed_token_ids=self._allowed,
             stop_token_ids=self._stop_token_ids,
             stop=self._stop_strings,
             include_stop_str_in_output=True,

@@ -16,6 +16,8 @@ from medvista_ray.protocol import STOP_STRINGS
 from medvista_ray.rollout.chat import END, banned_token_ids
 from medvista_ray.weights.vllm_plugin import BACKEND, ENGINE_CORES, WORKER_EXTENSION, parse_cores
 
+BAN_TOKENS = "medvista_ray.rollout.vllm_logits:BanTokens"
+
 if TYPE_CHECKING:
     from medvista_ray.models.policy import PolicyInputs
 
@@ -28,6 +30,8 @@ class EngineSettings:
     """A Hugging Face folder."""
     banned: tuple[int, ...] = ()
     """Token ids that may never be sampled: picture, start and padding tokens."""
+    num_tokens: int | None = None
+    """Tokens of the tokenizer; the model's rows beyond them are padding and never sampled. None: no such rows."""
     stops: tuple[str, ...] = STOP_STRINGS
     """Generation stops behind any of these."""
     version: int = 0
@@ -58,6 +62,7 @@ def engine_settings(config: TrainConfig, inputs: PolicyInputs, index: int) -> En
     return EngineSettings(
         model=inputs.path,
         banned=banned_token_ids(inputs.tokenizer),
+        num_tokens=len(inputs.tokenizer),
         max_model_len=config.policy.max_model_len,
         max_num_seqs=generator.max_num_seqs,
         kv_cache_mib=generator.kv_cache_mib,
@@ -90,6 +95,13 @@ def cpu_environment(cores: str) -> dict[str, str]:
         "OMP_NUM_THREADS": str(max(1, len(parse_cores(cores)))),
         ENGINE_CORES: cores,
     }
+
+
+def ban_config(settings: EngineSettings) -> dict[str, Any]:
+    """What `rollout.vllm_logits.BanTokens` reads."""
+    # A slice from here on is empty for any vocabulary.
+    num_tokens = settings.num_tokens if settings.num_tokens is not None else 2**62
+    return {"medvista_banned": list(settings.banned), "medvista_num_tokens": num_tokens}
 
 
 def split_stops(vocab: Mapping[str, int], stops: Sequence[str]) -> tuple[list[int], list[str]]:
@@ -125,6 +137,8 @@ def engine_args(settings: EngineSettings) -> Any:
         generation_config="vllm",
         weight_transfer_config=WeightTransferConfig(backend=BACKEND),
         worker_extension_cls=WORKER_EXTENSION,
+        logits_processors=[BAN_TOKENS],
+        additional_config=ban_config(settings),
         distributed_executor_backend="uni",
         disable_log_stats=True,
     )

@@ -1,8 +1,9 @@
 """The scripted expert of MedVista-Bench: it knows the gold region and calls the real tools for everything else.
 
 Invariant: sizes, means, comparisons and codes come out of the tools' replies; only what must be SEEN in a close-up (a
-letter, a nucleus) is taken from the gold answer, since a script has no eyes. Its boxes are jittered, and wrong or failed
-trajectories are dropped by whoever collects them. Called by `trainers.cold_start`.
+letter, a nucleus) is taken from the gold answer, since a script has no eyes. Boxes that aim at something are jittered;
+one that is itself what the question asks about is copied. Wrong or failed trajectories are dropped by whoever collects
+them. Called by `trainers.cold_start`.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ FIELDS = {"wide": "width", "width": "width", "high": "height", "height": "height
 
 
 class BenchExpert:
-    """Plays one task; `sigma` is the jitter of its boxes as a share of their sides, on every second box."""
+    """Plays one task; `sigma` is the jitter of the boxes it aims, as a share of their sides, on every second one."""
 
     def __init__(self, task: Task, rng: Generator, sigma: float) -> None:
         self.task = task
@@ -59,11 +60,12 @@ class BenchExpert:
 
     def _box_measure(self) -> Iterator[str]:
         word = next(word for word in FIELDS if word in self.task.question)
-        yield self._call("measure", bbox=self._box(0))
+        yield self._call("measure", bbox=self.task.regions[0])
         yield self._answer(self._field(FIELDS[word]))
 
     def _denser_region(self) -> Iterator[str]:
-        yield self._call("measure", bbox=self._box(0), reference_bbox=self._box(1))
+        first, second = self.task.regions[:2]
+        yield self._call("measure", bbox=first, reference_bbox=second)
         yield self._answer("A" if "region is higher" in self._reply else "B")
 
     def _side_marker(self) -> Iterator[str]:
