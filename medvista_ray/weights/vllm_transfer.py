@@ -70,7 +70,13 @@ class SharedMemoryTransfer(WeightTransferEngine[NoInit, FromFile]):
     supports_draft_weight_update = False
 
     def init_transfer_engine(self, init_info: NoInit) -> None:
-        """Nothing to set up. Layers without a tensor of their own (frozen ones) are expected, so don't warn of each."""
+        """Note which heads share the embeddings' weights, while the model is whole.
+
+        The configuration does not say: where the model's files hold a head of its own besides, vLLM turns
+        `tie_word_embeddings` off and ties the two all the same once it finds them equal.
+        """
+        self._tied_heads = _tied_heads(self.model)
+        # Layers without a tensor of their own (frozen ones) are expected, so don't warn of each.
         logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").setLevel(logging.ERROR)
 
     def start_weight_update(self) -> None:
@@ -86,8 +92,8 @@ class SharedMemoryTransfer(WeightTransferEngine[NoInit, FromFile]):
     def finish_weight_update(self) -> None:
         """Repack the layers, put back those that got nothing, and give the LM head the new embeddings."""
         finalize_layerwise_reload(self.model, self.model_config)
-        if _ties_embeddings(self.model_config.hf_config):
-            _retie_heads(self.model)
+        for head, embedding in self._tied_heads:
+            _retie(head, embedding)
 
     def shutdown(self) -> None:
         """Holds nothing."""
@@ -110,18 +116,15 @@ def _abandon_unfinished_update(model: torch.nn.Module) -> None:
             info.reset()
 
 
-def _ties_embeddings(config: object) -> bool:
-    """Multimodal configs say it at the top, in the text part, or in both."""
-    text = getattr(config, "text_config", None)
-    return bool(getattr(config, "tie_word_embeddings", False) or getattr(text, "tie_word_embeddings", False))
+def _tied_heads(model: torch.nn.Module) -> list[tuple[ParallelLMHead, VocabParallelEmbedding]]:
+    """Heads that share an embedding's memory, with that embedding."""
+    embeddings = [module for module in model.modules() if type(module) is VocabParallelEmbedding]
+    heads = [module for module in model.modules() if isinstance(module, ParallelLMHead)]
+    return [(h, e) for h in heads for e in embeddings if h.weight.data_ptr() == e.weight.data_ptr()]
 
 
-def _retie_heads(model: torch.nn.Module) -> None:
-    embedding = next((m for m in model.modules() if type(m) is VocabParallelEmbedding), None)
-    if embedding is None:
-        return
-    for module in model.modules():
-        if isinstance(module, ParallelLMHead):
-            module.tie_weights(embedding)
-            method: Any = module.quant_method
-            method.process_weights_after_loading(module)
+def _retie(head: ParallelLMHead, embedding: VocabParallelEmbedding) -> None:
+    """Give the head the new embeddings, and its kernel a packing of them."""
+    head.tie_weights(embedding)
+    method: Any = head.quant_method
+    method.process_weights_after_loading(head)

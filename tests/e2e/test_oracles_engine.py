@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from medvista_ray.errors import WeightUpdateError
 from medvista_ray.models.batching import build_batch, split_microbatches
@@ -91,7 +92,7 @@ class Lab:
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     torch.manual_seed(0)
-    folder = random_policy(tmp_path_factory.mktemp("policy"))
+    folder = with_a_head_of_its_own(random_policy(tmp_path_factory.mktemp("policy")))
     policy = load_policy(folder)
     chat = ChatFormat.from_policy(policy.tokenizer, policy.model_type)
     banned = banned_token_ids(policy.tokenizer)
@@ -229,6 +230,16 @@ def settings(folder: Path, banned: tuple[int, ...], policy: Policy) -> EngineSet
         model=folder, banned=banned, max_num_seqs=64, kv_cache_mib=256, max_model_len=768, max_images=8,
         processor_kwargs=policy.family.processor_kwargs,
     )  # fmt: skip
+
+
+def with_a_head_of_its_own(folder: Path) -> Path:
+    """Many published checkpoints hold the tied head a second time; vLLM then takes the two for untied, at first."""
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    assert "lm_head.weight" not in tensors
+    tensors["lm_head.weight"] = next(t for name, t in tensors.items() if name.endswith("embed_tokens.weight")).clone()
+    save_file(tensors, path, metadata={"format": "pt"})
+    return folder
 
 
 def picture(seed: int) -> MedImage:

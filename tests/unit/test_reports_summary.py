@@ -75,8 +75,17 @@ def test_broken_books_show(run_dir: Path) -> None:
     facts = make_facts(running=0, staleness_histogram={0: 5, 3: 1, 4: 0})
     summary = build_summary(run_dir, TrainConfig(), facts)
     assert summary.staleness_max == 3
-    assert not any(summary.invariants.values())
+    assert [rule for rule, holds in summary.invariants.items() if holds] == [
+        "engine and learner agree (mismatch KL <= 0.01 at the first step)"
+    ]
     assert "✗ BROKEN: staleness <= eta" in shown(render_summary(summary))
+
+
+def test_an_engine_that_serves_other_weights_than_the_learners_shows(tmp_path: Path) -> None:
+    lines = ({"step": 1, "mismatch_kl": 0.1}, {"step": 2, "mismatch_kl": 1e-4})
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    summary = build_summary(tmp_path, TrainConfig(), make_facts())
+    assert [rule for rule, holds in summary.invariants.items() if not holds and "agree" in rule]
 
 
 def test_a_run_without_evaluation_has_a_summary(tmp_path: Path) -> None:
