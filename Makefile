@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 EXTRA ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
-LAYERS ?= unit ray serve chaos e2e
+LAYERS ?= unit bench ray serve chaos e2e
 
 BIN := .venv/bin
 STAMP := .venv/.filled-$(EXTRA)

@@ -6,6 +6,8 @@ An engine binds its worker to the cores of VLLM_CPU_OMP_THREADS_BIND; a learner 
 from __future__ import annotations
 
 import os
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from medvista_ray.config import GeneratorConfig
@@ -26,11 +28,27 @@ def stay_off_engine_cores(config: GeneratorConfig) -> list[int]:
     free = allowed - engine_cores(config)
     if not free:
         return sorted(allowed)
+    _bind_all_threads(free)
+    return sorted(free)
+
+
+@contextmanager
+def use_all_cores() -> Generator[int]:
+    """Every core of this machine that the process may have, for as long as the engines have nothing to do; their
+    number. Afterwards the binding is as before."""
+    before = os.sched_getaffinity(0)
+    _bind_all_threads(set(range(os.cpu_count() or 1)))
+    try:
+        yield len(os.sched_getaffinity(0))
+    finally:
+        _bind_all_threads(before)
+
+
+def _bind_all_threads(cores: set[int]) -> None:
     for thread in Path("/proc/self/task").iterdir():
         # A thread may end in between.
-        if thread.exists():
-            os.sched_setaffinity(int(thread.name), free)
-    return sorted(free)
+        with suppress(ProcessLookupError):
+            os.sched_setaffinity(int(thread.name), cores)
 
 
 def _range(part: str) -> range:

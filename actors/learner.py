@@ -15,8 +15,8 @@ from typing import Any
 import ray
 import torch
 
-from actors.cores import stay_off_engine_cores
-from medvista_ray.config import TrainConfig
+from actors.cores import stay_off_engine_cores, use_all_cores
+from medvista_ray.config import LearnerConfig, TrainConfig
 from medvista_ray.models.policy import Policy, load_policy, trainable_parameters
 from medvista_ray.rollout.chat import banned_token_ids
 from medvista_ray.types import Episode, Group
@@ -26,6 +26,8 @@ from trainers.grpo import GrpoTrainer
 from trainers.sft import run_sft
 
 TRANSPORT = "shared_memory"
+MAX_THREADS = 4
+"""More do not help the products of a small policy."""
 
 
 # Ray's annotations know no concurrency groups.
@@ -54,17 +56,18 @@ class LearnerActor:
 
     def sft(self, episodes: Sequence[Episode]) -> list[dict[str, float]]:
         """Cold start on the expert's episodes; the metrics of each update. Call it before the first `train`."""
-        return run_sft(
-            self._policy,
-            episodes,
-            self._config.sft,
-            self._config.learner,
-            self._note_progress,
-            seed=self._config.seed,
-            banned=banned_token_ids(self._policy.tokenizer),
-            train_vision=self._config.policy.train_vision,
-            tokens_per_microbatch=self._config.grpo.tokens_per_microbatch,
-        )
+        with use_all_cores() as num_cores:
+            return run_sft(
+                self._policy,
+                episodes,
+                self._config.sft,
+                _with_threads(self._config.learner, num_cores),
+                self._note_progress,
+                seed=self._config.seed,
+                banned=banned_token_ids(self._policy.tokenizer),
+                train_vision=self._config.policy.train_vision,
+                tokens_per_microbatch=self._config.grpo.tokens_per_microbatch,
+            )
 
     def train(self, groups: list[Group]) -> dict[str, float]:
         """One GRPO step on whole groups; its metrics."""
@@ -104,3 +107,9 @@ class LearnerActor:
 
     def _note_progress(self, num_done: int, num_total: int, metrics: dict[str, float]) -> None:
         self._progress = {"doing": "sft", "num_done": num_done, "num_total": num_total, "last": metrics}
+
+
+def _with_threads(learner: LearnerConfig, num_cores: int) -> LearnerConfig:
+    """For a phase in which the engines idle. Plain fp32 gains nothing from threads: small products wait for each other."""
+    wanted = min(num_cores, MAX_THREADS) if learner.bf16 else 1
+    return learner.model_copy(update={"num_threads": max(learner.num_threads, wanted)})

@@ -21,7 +21,7 @@ os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 ROOT = Path(__file__).resolve().parents[1]
-LAYERS = ("unit", "ray", "serve", "chaos", "e2e", "gpu")
+LAYERS = ("unit", "bench", "ray", "serve", "chaos", "e2e", "gpu")
 
 # The tree under test, also where it is not installed; workers that tests start see it through the variable.
 sys.path.insert(0, str(ROOT))

@@ -166,7 +166,7 @@ def save_policy_folder(
     """
     path = Path(folder)
     # A tied weight is written once: vLLM and transformers take a second copy for a weight of its own.
-    tied = {name for name in model.all_tied_weights_keys}
+    tied = set(model.all_tied_weights_keys)
     state = {name: tensor.detach().to(dtype) for name, tensor in model.state_dict().items() if name not in tied}
     model.save_pretrained(path, state_dict=state)
     processor.save_pretrained(path)

@@ -1,11 +1,13 @@
 """The whole job as a user submits it to a cluster, token authentication on.
 
-One run shows: `ray job submit --working-dir .` works; a client with a wrong token is refused; the run folder holds
-everything that the README promises, and the books balance at every step.
+One run shows: `ray job submit --working-dir .` works; a client with a wrong token is refused; an engine and a tool's
+replica that are killed in mid-run come back and nothing is lost; the run folder holds everything that the README
+promises, and the books balance at every step.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -27,7 +29,9 @@ pytestmark = [pytest.mark.e2e, pytest.mark.vllm, pytest.mark.assets]
 
 RAY = str(Path(sys.executable).with_name("ray"))
 START_S, RUN_S = 90.0, 600.0
-STEPS = 2
+STEPS = 5
+VICTIMS = ("VLLM::EngineCore", ":measure")
+"""Titles of the processes that are killed after the first step: the engine, and a tool's only replica."""
 SETTINGS = (
     f"grpo.num_steps={STEPS}",
     "bench.num_test=16",
@@ -100,9 +104,23 @@ def run(head: Head, root: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     """Submit the smoke run and wait for its end."""
     run = tmp_path_factory.mktemp("submitted") / "run"
     job = _submit(head, root, run)
+    _wait("the first step", RUN_S, lambda: _steps(run) or _status(head, job) not in ("PENDING", "RUNNING"))
+    assert _steps(run), _client(head, "logs", job).stdout[-4000:]
+    for title in VICTIMS:
+        _kill_one(head, title)
     _wait("the job's end", RUN_S, lambda: _status(head, job) in ("SUCCEEDED", "FAILED", "STOPPED"))
     assert _status(head, job) == "SUCCEEDED", _client(head, "logs", job).stdout[-4000:]
     return run
+
+
+def _kill_one(head: Head, title: str) -> None:
+    """SIGKILL the first process of this head's that is called so."""
+    for child in psutil.Process(head.process.pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if title in " ".join(child.cmdline()):
+                child.kill()
+                return
+    raise AssertionError(f"no process {title!r} to kill")
 
 
 def _submit(head: Head, root: Path, run: Path) -> str:
@@ -144,6 +162,14 @@ def test_every_step_of_the_submitted_run_accounts_for_every_group(run: Path) -> 
     for step in steps:
         done = step["num_trained"] + step["num_filtered"] + step["num_failed"]
         assert step["num_submitted"] == done + step["num_waiting"] + step["num_running"] + step["num_ready"]
+
+
+def test_the_killed_engine_came_back_and_no_group_was_lost(run: Path) -> None:
+    last, log = _steps(run)[-1], (run / "run.log").read_text()
+    assert last["num_generator_faults"] >= 1
+    assert last["num_failed"] == 0
+    assert last["staleness_max"] <= 1
+    assert "Traceback" not in log
 
 
 def test_the_run_folder_holds_a_complete_summary_and_a_report(run: Path) -> None:
