@@ -22,11 +22,15 @@ def engine_cores(config: GeneratorConfig) -> set[int]:
     return {core for entry in config.cpu_cores for part in entry.replace("|", ",").split(",") for core in _range(part)}
 
 
-def stay_off_engine_cores(config: GeneratorConfig) -> list[int]:
-    """Bind every thread of this process to the other cores and return them; without any, change nothing."""
+def stay_off_engine_cores(config: GeneratorConfig, num_threads: int = 1) -> list[int]:
+    """Bind every thread of this process to the other cores and return them.
+
+    Changes nothing where these are no more than `num_threads`: tools and actors want a core too, and one that is bound
+    beside them would wait for its core while an engine's is free.
+    """
     allowed = os.sched_getaffinity(0)
     free = allowed - engine_cores(config)
-    if not free:
+    if len(free) <= num_threads:
         return sorted(allowed)
     _bind_all_threads(free)
     return sorted(free)

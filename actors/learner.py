@@ -37,7 +37,7 @@ class LearnerActor:
 
     def __init__(self, config: TrainConfig, model_folder: str, run_id: str) -> None:
         """`model_folder`: the base policy. `run_id` names what the transport leaves on the machine."""
-        self._cores = stay_off_engine_cores(config.generator)
+        self._cores = stay_off_engine_cores(config.generator, config.learner.num_threads)
         torch.set_num_threads(config.learner.num_threads)
         torch.manual_seed(config.seed)
         self._config = config
