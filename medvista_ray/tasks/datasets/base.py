@@ -96,16 +96,35 @@ class Dataset(ABC):
         """Every published question, in published order."""
 
     @cached_property
+    def records(self) -> list[Row | BadRow]:
+        """All rows, read once; a second question of one id is bad, since answers go by id."""
+        seen: set[str] = set()
+        found: list[Row | BadRow] = []
+        for row in self.rows():
+            if isinstance(row, Row) and row.id in seen:
+                row = BadRow(f"question {row.id}", "its id is used twice")
+            elif isinstance(row, Row):
+                seen.add(row.id)
+            found.append(row)
+        return found
+
+    @cached_property
+    def usable(self) -> list[Row]:
+        """Rows with an answer and with all their pictures."""
+        return [row for row in self.records if isinstance(row, Row) and row.answer and row.pictures and not row.missing]
+
+    @cached_property
     def assignment(self) -> Assignment:
-        """Usable rows by split: those with an answer and with all their pictures."""
-        usable = [row for row in self.rows() if isinstance(row, Row) and row.answer and row.pictures and not row.missing]
-        if not usable:
-            raise DatasetError(f"{self.title} in {str(self.root)!r} has no question with an answer and its pictures")
-        return assign(usable, self.name, self.config.splits)
+        """Usable rows by the split they are used in."""
+        return assign(self.usable, self.name, self.config.splits)
 
     def tasks(self, split: Split) -> Sequence[Task]:
-        """The questions of a split in published order; a sample by `bench.seed` if there are more than bench.num_*."""
+        """The questions of a split in published order; a sample by `bench.seed` if there are more than bench.num_*.
+
+        Raises DatasetError if the split's questions are there, but none with an answer and its pictures.
+        """
         if split not in self._tasks:
+            self._require_usable(split)
             self._tasks[split] = self._limit(split, [to_task(row, self.name, split) for row in self.assignment.rows[split]])
         return self._tasks[split]
 
@@ -113,6 +132,13 @@ class Dataset(ABC):
         """The question's pictures, in the order in which the set lists them. Raises DatasetError, ImageError."""
         modality = str(task.recipe["modality"])
         return [decode(self.pictures.read(ref), modality, f"{task.subject}") for ref in task.recipe["pictures"]]
+
+    def _require_usable(self, split: Split) -> None:
+        rows = [row for row in self.records if isinstance(row, Row) and row.split in (split, None)]
+        if rows and not self.assignment.rows[split] and not self.assignment.num_dropped[split]:
+            lost = next((f"picture {row.missing[0]!r} is not there" for row in rows if row.missing), "no answer is published")
+            where = f"{self.title} in {str(self.root)!r}"
+            raise DatasetError(f"{where}: none of {len(rows)} {split} questions can be asked; {lost}")
 
     def _limit(self, split: Split, tasks: list[Task]) -> list[Task]:
         kept = [task for task in tasks if task.family in self._families()] if self.config.families else tasks
