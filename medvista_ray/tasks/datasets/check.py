@@ -171,9 +171,9 @@ def _count(report: CheckReport, rows: Sequence[Row | BadRow]) -> None:
             _add(report.num_published, row.split.value if row.split else "none")
 
 
-def _contents(report: CheckReport, dataset: Dataset, rows: Sequence[Row], progress: Progress | None) -> dict[str, str]:
+def _contents(report: CheckReport, dataset: Dataset, progress: Progress | None) -> dict[str, str]:
     """Hash of the pixels by reference: equal files are decoded once, and one picture in two encodings is one picture."""
-    references = {_key(reference): reference for row in rows for reference in row.pictures}
+    references = {_key(reference): reference for row in dataset.usable for reference in row.pictures}
     by_bytes: dict[str, str] = {}
     content: dict[str, str] = {}
     damaged: list[str] = []
@@ -199,7 +199,7 @@ def _pixel_hash(data: bytes, name: str) -> str:
     return hashlib.sha256(repr(shown.shape).encode() + shown.tobytes()).hexdigest()
 
 
-def _split(report: CheckReport, dataset: Dataset, usable: Sequence[Row], content: Mapping[str, str]) -> None:
+def _split(report: CheckReport, dataset: Dataset, content: Mapping[str, str]) -> None:
     assignment = dataset.assignment
     for split, rows in assignment.rows.items():
         report.num_used[split.value] = len(rows)
@@ -207,8 +207,7 @@ def _split(report: CheckReport, dataset: Dataset, usable: Sequence[Row], content
         report.num_dropped[split.value] = assignment.num_dropped[split]
     find = partial(find_leaks, content=content)
     report.leaks_used = find([(row, split) for split, rows in assignment.rows.items() for row in rows])
-    if all(row.split is not None for row in usable):
-        report.leaks_published = find([(row, row.split) for row in usable if row.split is not None])
+    report.leaks_published = find([(row, row.split) for row in dataset.usable if row.split is not None])
 
 
 def find_leaks(placed: Iterable[tuple[Row, Split]], content: Mapping[str, str]) -> Leaks:
