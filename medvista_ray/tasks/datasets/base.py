@@ -19,7 +19,7 @@ import numpy as np
 from medvista_ray.config import BenchConfig
 from medvista_ray.errors import ConfigError, DatasetError, did_you_mean
 from medvista_ray.tasks.datasets.pictures import Pictures, decode
-from medvista_ray.tasks.datasets.rows import BadRow, Row, to_task
+from medvista_ray.tasks.datasets.rows import BadRow, Row, is_usable, to_task
 from medvista_ray.tasks.datasets.splits import Assignment, assign
 from medvista_ray.types import MedImage, Split, Task
 
@@ -83,6 +83,7 @@ class Dataset(ABC):
     @classmethod
     def locate(cls, folder: Path) -> Path:
         """`folder`, or the first folder in it, that holds the set. Raises DatasetError naming what was looked for."""
+        folder = folder.expanduser()
         if not folder.is_dir():
             raise DatasetError(f"{cls.title}: {str(folder)!r} is no folder")
         for candidate in (folder, *sorted(child for child in folder.iterdir() if child.is_dir())):
@@ -111,7 +112,7 @@ class Dataset(ABC):
     @cached_property
     def usable(self) -> list[Row]:
         """Rows with an answer and with all their pictures."""
-        return [row for row in self.records if isinstance(row, Row) and row.answer and row.pictures and not row.missing]
+        return [row for row in self.records if isinstance(row, Row) and is_usable(row)]
 
     @cached_property
     def assignment(self) -> Assignment:
@@ -135,7 +136,7 @@ class Dataset(ABC):
 
     def _require_usable(self, split: Split) -> None:
         rows = [row for row in self.records if isinstance(row, Row) and row.split in (split, None)]
-        if rows and not self.assignment.rows[split] and not self.assignment.num_dropped[split]:
+        if rows and not any(is_usable(row) for row in rows):
             lost = next((f"picture {row.missing[0]!r} is not there" for row in rows if row.missing), "no answer is published")
             where = f"{self.title} in {str(self.root)!r}"
             raise DatasetError(f"{where}: none of {len(rows)} {split} questions can be asked; {lost}")

@@ -116,7 +116,7 @@ def find_sets(folder: Path, name: str | None = None) -> list[type[Dataset]]:
         kind: type[Dataset] = SOURCES.load(name)
         kind.locate(folder)
         return [kind]
-    if not folder.is_dir():
+    if not folder.expanduser().is_dir():
         raise DatasetError(f"{str(folder)!r} is no folder")
     found = [kind for known in DATASETS for kind in [SOURCES.load(known)] if _is_there(kind, folder)]
     if not found:

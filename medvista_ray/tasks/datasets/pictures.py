@@ -41,18 +41,16 @@ class Pictures:
 
     def find(self, name: str, folders: Sequence[str] = ("",), archives: Sequence[str] = ()) -> Reference | None:
         """Where the file `name` lies: in one of the folders, or in one of the archives below any of their own folders."""
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            return None  # a table never leads out of its own folder
         for folder in folders:
-            if (path := self._inside(f"{folder}/{name}" if folder else name)) is not None and path.is_file():
-                return {"file": path.relative_to(self.root).as_posix()}
+            path = f"{folder}/{name}" if folder else name
+            if (self.root / path).is_file():
+                return {"file": path}
         for archive in archives:
             if (self.root / archive).is_file() and (member := self._archive(archive).member(name)) is not None:
                 return {"zip": archive, "member": member}
         return None
-
-    def _inside(self, name: str) -> Path | None:
-        """The path, unless it leads out of the set's folder."""
-        path = self.root / name
-        return path if path.resolve().is_relative_to(self.root.resolve()) else None
 
     def read(self, reference: Reference) -> bytes:
         """The encoded file. Raises DatasetError if it is gone or damaged."""

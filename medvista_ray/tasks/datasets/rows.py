@@ -59,6 +59,11 @@ class BadRow:
     why: str
 
 
+def is_usable(row: Row) -> bool:
+    """Whether it can be asked and graded."""
+    return bool(row.answer and row.pictures and not row.missing)
+
+
 def to_task(row: Row, source: str, split: Split) -> Task:
     """The row as a task of that split."""
     kind = row.kind or kind_of(row)
