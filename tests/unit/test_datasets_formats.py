@@ -140,6 +140,14 @@ def test_pmc_vqa_shows_each_choice_behind_one_letter_and_never_the_caption(name:
         assert not grade(task, answer)
 
 
+@pytest.mark.parametrize("gold", ["B", "CT", "B: CT"])
+def test_pmc_vqas_second_version_may_name_its_answer_by_letter_or_in_words(gold: str, tmp_path: Path) -> None:
+    WRITERS["pmc_vqa_v2"](tmp_path)
+    table = tmp_path / "test_2.csv"
+    put(table, table.read_text().replace(",B,test", f",{gold},test"))
+    assert [task.answer for task in opened("pmc_vqa_v2", tmp_path).tasks(Split.TEST)] == ["CT"]
+
+
 def test_the_two_versions_of_pmc_vqa_do_not_pass_for_each_other(tmp_path: Path) -> None:
     WRITERS["pmc_vqa_v1"](tmp_path)
     with pytest.raises(DatasetError, match="test_2"):

@@ -21,7 +21,7 @@ from medvista_ray.types import Split
 _CHOICES = ("Choice A", "Choice B", "Choice C", "Choice D")
 _ARTICLE = re.compile(r"PMC\d+")
 _CREDIT = "Zhang, Wu, Zhao et al., 2023; figures from PubMed Central"
-_LICENCE = "CC-BY-SA (each figure: its article's)"
+_LICENCE = "see its card; each figure: its article's"
 
 
 class _PmcVqa(Dataset):
@@ -69,9 +69,10 @@ class _PmcVqa(Dataset):
         )
 
     def _answer(self, record: Mapping[str, str], choices: tuple[str, ...]) -> str | None:
-        """The labelled choice; some releases spell it out instead."""
+        """The choice that is labelled, or spelt out with or without its letter."""
         gold = record[self.gold].strip()
-        return labelled(gold, choices) or next((choice for choice in choices if gold and choice == gold), None)
+        spelt = {record[name].strip(): choice for name, choice in zip(_CHOICES, choices, strict=True)}
+        return labelled(gold, choices) or spelt.get(gold) or (gold if gold in choices and gold else None)
 
 
 class PmcVqaV1(_PmcVqa):
