@@ -2,9 +2,10 @@
 
 Version 1: train.csv and test_clean.csv (the 2,000 checked test questions; test.csv is the unchecked whole and is not read),
 pictures in images.zip; Figure_path, Question, Answer, Choice A..D, Answer_label. Version 2: train_2.csv and test_2.csv,
-pictures in images_2.zip (folder figures); index, Figure_path, Caption, Question, Choice A..D, Answer, split, where Answer is
-a letter. Choices carry their letter ("A:..."). The caption is never read: it often holds the answer. The case is the article,
-which is how a figure's other panels stay in one split. Figures of the two versions are not comparable.
+pictures in images_2.zip (folder figures); index, Figure_path, Caption, Question, Choice A..D, Answer, split, where Answer names
+the choice, by its letter or in words. Choices carry their letter ("A:..."). The caption is never read: it often holds the
+answer. The case is the article, which is how a figure's other panels stay in one split. Scores on the two versions do
+not compare.
 """
 
 from __future__ import annotations
