@@ -13,7 +13,7 @@ from pathlib import Path
 
 from medvista_ray import __version__, evaluate, train
 from medvista_ray.command_line import exit_code
-from medvista_ray.errors import RunFolderError
+from medvista_ray.errors import RunFolderError, UserError
 
 SUMMARY_NAME = "summary.json"
 
@@ -39,6 +39,7 @@ def _parser() -> ArgumentParser:
     summary.set_defaults(run=_print_summary)
     assets = commands.add_parser("assets", help="the real images, weights and texts that packages carry")
     _add_asset_commands(assets)
+    _add_data_commands(commands.add_parser("data", help="public data sets in a folder: what is there, and scores on them"))
     return parser
 
 
@@ -54,6 +55,49 @@ def _add_asset_commands(parser: ArgumentParser) -> None:
         if name != "list":
             command.add_argument("names", nargs="*", metavar="NAME", help="default: all")
         command.set_defaults(run=run)
+
+
+def _add_data_commands(parser: ArgumentParser) -> None:
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands.add_parser("list", help="the sets, their files and licences").set_defaults(run=_list_data)
+    check = commands.add_parser("check", help="what a folder holds, what is missing, what leaks between splits")
+    check.add_argument("folder", type=Path, metavar="DIR")
+    check.add_argument("--set", metavar="NAME", help="default: every set that is found")
+    check.add_argument("--splits", choices=("clean", "published", "case"), default="clean", help="as bench.splits")
+    check.add_argument("--no-pictures", action="store_true", help="open no picture; leaks by case alone")
+    check.set_defaults(run=_check_data)
+    score = commands.add_parser("score", help="score a file of answers (JSON lines: id, answer)")
+    score.add_argument("folder", type=Path, metavar="DIR")
+    score.add_argument("answers", type=Path, metavar="ANSWERS")
+    score.add_argument("--set", metavar="NAME", required=True)
+    score.add_argument("--split", choices=("train", "validation", "test"), default="test")
+    score.add_argument("--judge-url", metavar="URL", help="OpenAI-compatible server: adds the judge's column, changes no other")
+    score.add_argument("--judge-model", metavar="NAME", help="its model; the key is read from OPENAI_API_KEY")
+    score.set_defaults(run=_score_data)
+    for command in (check, score):
+        command.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON too")
+
+
+def _list_data(_: Namespace) -> int:
+    from medvista_ray.tasks.datasets.commands import list_command
+
+    return list_command()
+
+
+def _check_data(args: Namespace) -> int:
+    from medvista_ray.tasks.datasets.commands import check_command
+
+    return check_command(args.folder, args.set, args.splits, not args.no_pictures, args.json)
+
+
+def _score_data(args: Namespace) -> int:
+    from medvista_ray.tasks.datasets.commands import score_command
+    from medvista_ray.tasks.judge import OpenAiJudge
+
+    if (args.judge_url is None) != (args.judge_model is None):
+        raise UserError("--judge-url and --judge-model go together")
+    judge = OpenAiJudge(args.judge_url, args.judge_model) if args.judge_url else None
+    return score_command(args.folder, args.answers, args.set, args.split, judge, args.json)
 
 
 def _print_summary(args: Namespace) -> None:

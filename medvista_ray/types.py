@@ -51,6 +51,8 @@ class AnswerKind(StrEnum):
     CHOICE = "choice"
     NUMBER = "number"
     TEXT = "text"
+    LIST = "list"
+    """Several texts in any order, with commas or "and" between them; all of them and no other."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,9 @@ class Task:
     """Gold regions in picture 0, for the expert and for aiming metrics; never shown to the policy."""
     plan: tuple[str, ...] = ()
     """Names of the tools of a shortest solution, in order."""
+    facts: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """What else its source says of it (plain JSON values): form, topic, gold tool arguments. For tables and aiming metrics;
+    never shown to the policy."""
     recipe: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Plain JSON values from which the source opens the pictures, deterministic."""
 
