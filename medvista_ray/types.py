@@ -178,7 +178,8 @@ class StepResult:
     truncated: bool
     """The budget of calls or turns is spent."""
     info: Mapping[str, Any]
-    """calls_used, calls_left, tool_name, tool_ok, error_code, message, latency_s, arguments, images (lineage)."""
+    """turn, tokens_used, calls_used, calls_left, tool_name, tool_ok, error_code, message, latency_s, num_retries,
+    arguments, answer, images (lineage), data."""
 
 
 @dataclass(frozen=True, kw_only=True)
