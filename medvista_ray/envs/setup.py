@@ -62,6 +62,10 @@ def _words(item: Mapping[str, Any]) -> str:
     return f"{where} = {item['input']!r}: {item['msg']}"
 
 
+def _no_tokens(_: str) -> int:
+    return 0
+
+
 class Workshop:
     """Source and tools, loaded on first use and shared by all environments made here.
 
@@ -79,9 +83,14 @@ class Workshop:
         if settings.max_tokens is not None and count_tokens is None:
             raise ConfigError(f"max_tokens = {settings.max_tokens}: count_tokens (text -> number of tokens) is needed with it")
         self.settings = settings
-        self.count_tokens: Callable[[str], int] = count_tokens or (lambda _: 0)
+        self.count_tokens: Callable[[str], int] = count_tokens or _no_tokens
         self._source, self._client = source, client
         self._owned: LocalToolClient | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickles as its recipe: what was loaded is loaded again where it arrives."""
+        loaded = ("source", "tasks", "client")
+        return {name: value for name, value in self.__dict__.items() if name not in loaded} | {"_owned": None}
 
     @cached_property
     def source(self) -> TaskSource:
