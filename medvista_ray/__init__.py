@@ -2,7 +2,7 @@
 
 __version__ = "0.1.0"
 
-__all__ = ["MedVistaTaskset", "MedVistaVerifiersEnv", "__version__"]
+__all__ = ["MedVistaTaskset", "MedVistaVerifiersEnv", "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> object:

@@ -29,7 +29,7 @@ class Split(StrEnum):
 
 
 class ErrorCode(StrEnum):
-    """VISTA-Gym's error taxonomy (arXiv 2511.19773, App. G.1), decided mechanically but for E6."""
+    """VISTA-Gym's error taxonomy (arXiv 2511.19773, App. G.1): E1-E5 mechanically, E6 by oracle (rewards.diagnosis)."""
 
     E1 = "E1"
     """The turn breaks the grammar: bad JSON, no call and no answer, or an unknown tool."""
@@ -38,7 +38,8 @@ class ErrorCode(StrEnum):
     E3 = "E3"
     """An argument has the wrong type or range."""
     E4 = "E4"
-    """The arguments are valid but aim at nothing (empty box, no such mask, no hit)."""
+    """The arguments are valid but aim at nothing (empty box, no such mask, no hit), or, by oracle after a wrong answer,
+    at the wrong thing."""
     E5 = "E5"
     """The tool failed or its output was ill-formed."""
     E6 = "E6"
@@ -232,7 +233,7 @@ class Episode:
     reward_parts: Mapping[str, float] = field(default_factory=dict[str, float])
     correct: bool = False
     error_codes: tuple[ErrorCode, ...] = ()
-    """Each error of the episode, in order (E6 last, if it applies)."""
+    """Each error of the episode, in order; after clean calls and a wrong answer what the oracle says, E6 or E4."""
     duration_s: float = 0.0
 
     @property

@@ -108,9 +108,7 @@ class MedVistaEnv(gym.Env[GymObservation, str]):
         self.session = self.workshop.session()
         self._task: Task | None = None
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[GymObservation, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[GymObservation, dict[str, Any]]:
         """Start a task: `options={"task": id or position}`, else one drawn by the seed. Raises ConfigError."""
         super().reset(seed=seed)
         key = (options or {}).get("task")
@@ -133,7 +131,7 @@ class MedVistaEnv(gym.Env[GymObservation, str]):
         )
 
     def render(self) -> NDArray[np.uint8] | str | None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """"rgb_array": the newest picture as shown to the policy, [side, side, 3]; "ansi": the episode's text."""
+        """ "rgb_array": the newest picture as shown to the policy, [side, side, 3]; "ansi": the episode's text."""
         if self.render_mode == "rgb_array":
             images = self.session.env.images
             return policy_picture(images[-1], self._side).copy() if images else np.zeros((self._side, self._side, 3), np.uint8)

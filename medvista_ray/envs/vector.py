@@ -72,9 +72,7 @@ class MedVistaVectorEnv(VectorEnv[Batch, Sequence[str], NDArray[Any]]):
         batch, *_, infos = self._together([self._start(i) for i in range(self.num_envs)])
         return batch, infos
 
-    def step(
-        self, actions: Sequence[str]
-    ) -> tuple[Batch, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
+    def step(self, actions: Sequence[str]) -> tuple[Batch, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
         """One turn of each, at the same time. Raises ConfigError if there are not `num_envs` actions."""
         if len(actions) != self.num_envs:
             raise ConfigError(f"actions: {len(actions)} for {self.num_envs} environments")

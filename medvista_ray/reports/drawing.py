@@ -70,14 +70,15 @@ def _heading(record: EpisodeRecord) -> list[_Text]:
         _Text(f"{outcome}: {record.answer or 'no answer'}   (gold: {record.gold})", GOOD if record.correct else BAD, 24),
         _Text(f"reward {record.reward:.2f} = {parts or '-'}   ·   errors: {codes}"),
         _Text(f"{record.task_id} · {record.modality} · arm {record.arm}{step}{versions}", GREY, 14),
+        _Text("boxes: green, dashed = gold; orange = the policy's, with the turn's number", GREY, 14),
     ]
 
 
 def _turn(number: int, turn: Turn) -> list[_Text]:
-    did = f"{turn.tool} · {1000 * turn.latency_s:.0f} ms" if turn.tool else "no call"
+    did = f"{turn.tool} · {1000 * turn.latency_s:.0f} ms" if turn.tool else "answer" if "<answer>" in turn.text else "no call"
     head = _Text(f"turn {number} · {did}" + (f" · error {turn.error}" if turn.error else ""), BAD if turn.error else GREY, 14)
     said = [_Text(text, _COLOURS.get(tag, INK)) for tag, text in split_tags(turn.text)]
-    back = [_Text(f"→ {turn.observation}", BAD if turn.error else GOOD)] if turn.observation else []
+    back = [_Text(f"reply: {turn.observation}", BAD if turn.error else GOOD)] if turn.observation else []
     return [head, *said, *back]
 
 
@@ -113,8 +114,8 @@ def _box(pen: ImageDraw.ImageDraw, drawn: DrawnBox, colour: str) -> None:
     x0, y0, x1, y1 = (round(value * (SIDE - 1) / 1000) for value in drawn.box)
     for start in range(0, 2 * (x1 - x0 + y1 - y0), 10 if colour == GOLD else 1):
         _dash(pen, (x0, y0, x1, y1), start, 6 if colour == GOLD else 1, colour)
-    where = (x0 + 3, y0 + 1) if colour == POLICY else (x0 + 3, max(y1 - 16, 0))
-    pen.text(where, drawn.label, colour, _font(14), stroke_width=2, stroke_fill="black")
+    if colour == POLICY:  # above the box, so that it hides nothing in it
+        pen.text((x0, max(y0 - 18, 0)), drawn.label, colour, _font(14), stroke_width=2, stroke_fill="black")
 
 
 def _dash(pen: ImageDraw.ImageDraw, box: tuple[int, int, int, int], start: int, length: int, colour: str) -> None:

@@ -68,8 +68,7 @@ def finish_live(folder: Path) -> Path | None:
 
 def read_lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
     """Each line of a segment and the object in it; None for a torn line (a kill) and for anything else."""
-    opened = gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
-    with cast("BinaryIO", opened) as file:
+    with cast("BinaryIO", gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")) as file:
         for line in file:
             if line.strip():
                 yield line, _object(line)

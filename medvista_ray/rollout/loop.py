@@ -110,4 +110,3 @@ def _room(transcript: Transcript, config: RolloutConfig, max_model_len: int | No
     if max_model_len is None:
         return config.max_turn_tokens
     return min(config.max_turn_tokens, max_model_len - transcript.expected_length)
-

@@ -93,7 +93,12 @@ def env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     from medvista_ray.envs.adapters.verifiers import MedVistaConfig, MedVistaEnvConfig, MedVistaVerifiersEnv
 
     assert environment_class("", "medvista_ray") is MedVistaVerifiersEnv, "found by the package's name alone"
-    settings = {"bench": {"source": "tests.unit.test_envs_verifiers:OneTask"}, "tools": ["zoom_in"], "image_side": 32, "max_calls": 2}
+    settings = {
+        "bench": {"source": "tests.unit.test_envs_verifiers:OneTask"},
+        "tools": ["zoom_in"],
+        "image_side": 32,
+        "max_calls": 2,
+    }
     player = vf.AgentConfig(harness={"id": "in_process_harness"}, runtime={"type": "subprocess"})
     yield MedVistaVerifiersEnv(MedVistaEnvConfig(taskset=MedVistaConfig(id="medvista_ray", settings=settings), player=player))
     sys.modules.pop("in_process_harness", None)

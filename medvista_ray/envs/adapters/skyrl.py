@@ -4,6 +4,9 @@ Invariant: the policy writes the think / tool_call / answer grammar, as in the t
 which task by `task_id`. Registered by `register()`; SkyRL then makes it by the id "medvista".
 """
 
+# The peer is optional: where it is absent, its types are unknown.
+# pyright: reportMissingImports=false, reportUntypedBaseClass=false
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -25,7 +28,7 @@ ENV_ID = "medvista"
 
 def register(workshop: Workshop | None = None) -> None:
     """Make `skyrl_gym.make("medvista", ...)` known; `workshop` replaces the one that each `env_config` describes."""
-    skyrl_gym.deregister(ENV_ID) if ENV_ID in skyrl_gym.envs.registration.registry else None
+    skyrl_gym.envs.registration.registry.pop(ENV_ID, None)
     skyrl_gym.register(ENV_ID, entry_point="medvista_ray.envs.adapters.skyrl:SkyRLEnv", kwargs={"workshop": workshop})
 
 

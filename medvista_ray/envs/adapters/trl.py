@@ -98,7 +98,9 @@ def _method(spec: type[Tool]) -> Callable[..., list[dict[str, Any]]]:
     call.__annotations__ = {p.name: p.annotation for p in parameters[1:]} | {"return": list}
     call.__name__ = call.__qualname__ = spec.name
     lines = [f"    {key}: {_meaning(schema['properties'][key])}" for key in kinds]
-    call.__doc__ = "\n".join([spec.description, "", *(["Args:", *lines, ""] if lines else []), "Returns:", "    Text and pictures."])
+    call.__doc__ = "\n".join(
+        [spec.description, "", *(["Args:", *lines, ""] if lines else []), "Returns:", "    Text and pictures."]
+    )
     return call
 
 

@@ -5,6 +5,9 @@ user turns with pictures, and the reward, its parts and the error codes on the t
 medvista_ray` (verifiers looks for the names below in that package).
 """
 
+# The peer is optional: where it is absent, its types are unknown.
+# pyright: reportMissingImports=false, reportUntypedBaseClass=false
+
 from __future__ import annotations
 
 import json
