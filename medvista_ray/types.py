@@ -87,7 +87,7 @@ class MedImage:
         """What an eye (or a policy) sees: [H, W, 3] uint8, windowed if grey."""
         if self.pixels.ndim == 3:
             return self.pixels.astype(np.uint8)
-        values = self.pixels.astype(np.float32)
+        values = np.nan_to_num(self.pixels.astype(np.float32), posinf=0.0, neginf=0.0)  # what is no number is shown as 0
         low, high = self.window or (float(values.min()), float(values.max()))
         grey = np.clip((values - low) / max(high - low, 1e-6), 0.0, 1.0) * 255.0
         return np.repeat(grey.round().astype(np.uint8)[:, :, None], 3, axis=2)

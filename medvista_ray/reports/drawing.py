@@ -6,6 +6,7 @@ policy's orange with the number of the turn. Called by `medvista-ray episodes sh
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -25,6 +26,11 @@ MAX_CHARACTERS = 1500
 """Of one piece of text; the rest is cut, and said so."""
 INK, GREY, PAPER, RULE = "#1c2126", "#6b7680", "#ffffff", "#d9dee3"
 GOLD, POLICY, GOOD, BAD = "#00b050", "#ff8c00", "#147a3d", "#b3261e"
+_SPELT = str.maketrans(
+    {"µ": "u", "μ": "u", "ß": "ss", "≤": "<=", "≥": ">=", "±": "+/-", "×": "x", "°": " deg", "→": "->", "–": "-", "—": "-"}
+    | dict.fromkeys("‘’", "'")
+    | dict.fromkeys("“”", '"')
+)
 _COLOURS = {"think": GREY, "tool_call": "#0b57a4", "answer": INK}
 
 
@@ -115,7 +121,7 @@ def _box(pen: ImageDraw.ImageDraw, drawn: DrawnBox, colour: str) -> None:
     for start in range(0, 2 * (x1 - x0 + y1 - y0), 10 if colour == GOLD else 1):
         _dash(pen, (x0, y0, x1, y1), start, 6 if colour == GOLD else 1, colour)
     if colour == POLICY:  # above the box, so that it hides nothing in it
-        pen.text((x0, max(y0 - 18, 0)), drawn.label, colour, _font(14), stroke_width=2, stroke_fill="black")
+        pen.text((x0, max(y0 - 18, 0)), drawn.label, colour, _font(14), stroke_width=1, stroke_fill="black")
 
 
 def _dash(pen: ImageDraw.ImageDraw, box: tuple[int, int, int, int], start: int, length: int, colour: str) -> None:
@@ -162,7 +168,7 @@ def _line(size: int) -> int:
 
 def _wrap(paragraph: _Text) -> list[str]:
     """Lines that fit TEXT_WIDTH; a word longer than a line is broken."""
-    text = paragraph.text if len(paragraph.text) <= MAX_CHARACTERS else f"{paragraph.text[:MAX_CHARACTERS]} ... (cut)"
+    text = drawable(paragraph.text[:MAX_CHARACTERS]) + (" ... (cut)" if len(paragraph.text) > MAX_CHARACTERS else "")
     lines: list[str] = []
     for source in text.splitlines() or [""]:
         line = ""
@@ -175,6 +181,13 @@ def _wrap(paragraph: _Text) -> list[str]:
                 line = longer
         lines.append(line)
     return lines
+
+
+def drawable(text: str) -> str:
+    """In the characters that Pillow's own font has: accents go, symbols are spelt, the rest becomes "?"."""
+    plain = unicodedata.normalize("NFKD", text.translate(_SPELT))
+    kept = "".join(char for char in plain if not unicodedata.combining(char))
+    return "".join(char if char.isascii() or char == "·" else "?" for char in kept)
 
 
 def _pieces(word: str, size: int) -> list[str]:

@@ -134,6 +134,12 @@ def test_a_wrong_setting_names_itself_and_the_rule(settings: dict[str, Any], wor
         gym.make("MedVista-v0", source=ThreeTasks(), **settings)
 
 
+def test_one_string_imports_and_makes_it(client: LocalToolClient) -> None:
+    env = gym.make("medvista_ray.envs.registered:MedVista-v0", source=ThreeTasks(), client=client)
+    assert env.spec is not None
+    assert env.spec.id == "MedVista-v0"
+
+
 def test_unknown_tasks_and_empty_splits_are_clear_errors(client: LocalToolClient, env: Any) -> None:
     with pytest.raises(ConfigError, match="'t9'"):
         env.reset(options={"task": "t9"})

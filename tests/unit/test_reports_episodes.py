@@ -16,7 +16,7 @@ from PIL import Image
 from medvista_ray import cli
 from medvista_ray.errors import RunFolderError
 from medvista_ray.reports.compaction import compact
-from medvista_ray.reports.drawing import GOLD, POLICY
+from medvista_ray.reports.drawing import GOLD, POLICY, drawable
 from medvista_ray.reports.provenance import Provenance, tool_version
 from medvista_ray.reports.segments import segments
 from medvista_ray.reports.trajectory import TrajectoryLog, read_episodes
@@ -196,3 +196,7 @@ def test_a_tools_version_follows_what_it_says() -> None:
         description = "another description."
 
     assert len({tool_version(ZoomIn), tool_version(Measure), tool_version(Other)}) == 3
+
+
+def test_characters_that_the_font_lacks_are_spelt() -> None:
+    assert drawable("Größe 3 µm² ≥ 2 × 4 → é ☃") == "Grosse 3 um2 >= 2 x 4 -> e ?"
