@@ -14,6 +14,7 @@ import logging
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from io import FileIO
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -32,7 +33,8 @@ def open_live(folder: Path) -> FileIO:
     while True:
         end_torn_line(folder / LIVE_NAME)
         file = FileIO(folder / LIVE_NAME, "ab")
-        fcntl.flock(file, fcntl.LOCK_SH)
+        with suppress(OSError):  # a file system without locks (some network ones): a run must not end for that
+            fcntl.flock(file, fcntl.LOCK_SH)
         # A compaction may have moved the segment away between opening and locking.
         if (folder / LIVE_NAME).exists() and os.path.samestat(os.fstat(file.fileno()), (folder / LIVE_NAME).stat()):
             return file
