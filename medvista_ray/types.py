@@ -29,7 +29,7 @@ class Split(StrEnum):
 
 
 class ErrorCode(StrEnum):
-    """VISTA-Gym's error taxonomy (arXiv 2511.19773, App. G.1), decided mechanically but for E6."""
+    """VISTA-Gym's error taxonomy (arXiv 2511.19773, App. G.1): E1-E5 mechanically, E6 by oracle (rewards.diagnosis)."""
 
     E1 = "E1"
     """The turn breaks the grammar: bad JSON, no call and no answer, or an unknown tool."""
@@ -38,7 +38,8 @@ class ErrorCode(StrEnum):
     E3 = "E3"
     """An argument has the wrong type or range."""
     E4 = "E4"
-    """The arguments are valid but aim at nothing (empty box, no such mask, no hit)."""
+    """The arguments are valid but aim at nothing (empty box, no such mask, no hit), or, by oracle after a wrong answer,
+    at the wrong thing."""
     E5 = "E5"
     """The tool failed or its output was ill-formed."""
     E6 = "E6"
@@ -88,7 +89,7 @@ class MedImage:
         """What an eye (or a policy) sees: [H, W, 3] uint8, windowed if grey."""
         if self.pixels.ndim == 3:
             return self.pixels.astype(np.uint8)
-        values = self.pixels.astype(np.float32)
+        values = np.nan_to_num(self.pixels.astype(np.float32), posinf=0.0, neginf=0.0)  # what is no number is shown as 0
         low, high = self.window or (float(values.min()), float(values.max()))
         grey = np.clip((values - low) / max(high - low, 1e-6), 0.0, 1.0) * 255.0
         return np.repeat(grey.round().astype(np.uint8)[:, :, None], 3, axis=2)
@@ -183,7 +184,8 @@ class StepResult:
     truncated: bool
     """The budget of calls or turns is spent."""
     info: Mapping[str, Any]
-    """calls_used, calls_left, tool_name, tool_ok, error_code, message, latency_s, arguments, images (lineage)."""
+    """turn, tokens_used, calls_used, calls_left, tool_name, tool_ok, error_code, message, latency_s, num_retries,
+    arguments, answer, images (lineage), data."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,7 +238,7 @@ class Episode:
     reward_parts: Mapping[str, float] = field(default_factory=dict[str, float])
     correct: bool = False
     error_codes: tuple[ErrorCode, ...] = ()
-    """Each error of the episode, in order (E6 last, if it applies)."""
+    """Each error of the episode, in order; after clean calls and a wrong answer what the oracle says, E6 or E4."""
     duration_s: float = 0.0
 
     @property
