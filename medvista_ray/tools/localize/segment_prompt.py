@@ -27,6 +27,7 @@ from medvista_ray.types import Mask, MedImage, ToolResult
 _PHRASE_THRESHOLDS = 0.35, 0.25
 
 Coordinate = Annotated[int, Field(strict=True, ge=0, le=1000)]
+Points = Annotated[tuple[tuple[Coordinate, Coordinate], ...], Field(min_length=1, max_length=16, title="[[x, y], ...]")]
 
 
 class SegmentPromptArgs(ToolArgs):
@@ -34,9 +35,7 @@ class SegmentPromptArgs(ToolArgs):
 
     image_index: Index = 0
     bbox: BoxArg | None = None
-    points: Annotated[tuple[tuple[Coordinate, Coordinate], ...], Field(min_length=1, max_length=16)] | None = Field(
-        default=None, json_schema_extra={"title": "points"}
-    )
+    points: Points | None = None
     """[x, y] each, in the thing or (label 0) outside of it."""
     labels: tuple[Literal[0, 1], ...] | None = None
     """One per point; all 1 by default."""

@@ -53,8 +53,9 @@ class SegmentText(Tool):
         """The masks as the episode's next ones. Raises ToolArgumentError for a target that cannot be looked for."""
         image = context.image(args.image_index)
         found = self.grounder.find(image, args.target, _BOX_THRESHOLD, _TEXT_THRESHOLD)
-        masks = [mask for finding in found[: args.max_masks] if (mask := self._mask(image, args.image_index, finding))]
-        regions = [figures(mask.pixels, finding.score) for mask, finding in zip(masks, found, strict=False)]
+        outlined = [(self._mask(image, args.image_index, finding), finding.score) for finding in found[: args.max_masks]]
+        masks = [mask for mask, _ in outlined if mask is not None]
+        regions = [figures(mask.pixels, score) for mask, score in outlined if mask is not None]
         data = {"image_index": args.image_index, "absent": not masks, "num_found": len(found), "regions": regions}
         if not masks:
             return ToolResult(text=f"{args.target!r} is absent.", data=data)

@@ -53,7 +53,7 @@ class CompareRegions(Tool):
     Args = CompareRegionsArgs
 
     def run(self, args: CompareRegionsArgs, context: ToolContext) -> ToolResult:
-        """The montage as the episode's next picture. Raises ToolArgumentError for regions in different units."""
+        """The montage as the episode's next picture."""
         labels = [item.label or "ABCD"[number] for number, item in enumerate(args.items)]
         regions = [measure_box(context.image(item.image_index), item.bbox) for item in args.items]
         tiles = [_tile(context.image(item.image_index), item.bbox, label) for item, label in zip(args.items, labels, strict=True)]
