@@ -35,7 +35,9 @@ class Swin2Sr:
         if factor != trained:
             raise ToolArgumentError(f"factor {factor}: this network was trained for factor {trained}")
         height, width, channels = pixels.shape
-        inputs = torch.from_numpy(np.repeat(pixels, 3 // channels, axis=2)).permute(2, 0, 1)[None]
+        window = int(self._network.config.window_size)
+        whole = np.pad(pixels, ((0, -height % window), (0, -width % window), (0, 0)), mode="symmetric")
+        inputs = torch.from_numpy(np.repeat(whole, 3 // channels, axis=2)).permute(2, 0, 1)[None]
         with torch.inference_mode():
             outputs = self._network(pixel_values=inputs.to(self._device)).reconstruction
         fine = outputs[0, :, : height * factor, : width * factor].permute(1, 2, 0).float().cpu().numpy()
