@@ -85,5 +85,7 @@ def _step(folder: Path, ordered: list[_Slice]) -> NDArray[np.float64]:
     lengths = np.linalg.norm(steps, axis=1)
     usual = float(np.median(lengths))
     if usual == 0.0 or np.abs(lengths - usual).max() > _MAX_GAP * usual:
-        raise ImageError(f"{folder}: distances between slices are {lengths.min():g}..{lengths.max():g} mm: missing or doubled ones")
+        raise ImageError(
+            f"{folder}: distances between slices are {lengths.min():g}..{lengths.max():g} mm: missing or doubled ones"
+        )
     return np.median(steps, axis=0)

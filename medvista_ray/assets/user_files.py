@@ -120,9 +120,7 @@ def _dicom(path: Path, modality: str) -> MedImage:
         return MedImage(first.pixels, modality, first.spacing_mm, unit, window, path.name)
     frames = np.stack([readers.read_dicom(path, number).pixels for number in range(shape[0])])
     middle = shape[0] // 2
-    return VolumeImage(
-        frames[middle], modality, first.spacing_mm, unit, window, path.name, slices=frames, slice_index=middle
-    )
+    return VolumeImage(frames[middle], modality, first.spacing_mm, unit, window, path.name, slices=frames, slice_index=middle)
 
 
 def _picture(path: Path, modality: str) -> MedImage:

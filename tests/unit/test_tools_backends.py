@@ -34,8 +34,14 @@ def picture(height: int = 60, width: int = 90) -> MedImage:
 @pytest.fixture(scope="module")
 def sam2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
-    from transformers import Sam2Config, Sam2HieraDetConfig, Sam2MaskDecoderConfig, Sam2Model, Sam2PromptEncoderConfig
-    from transformers import Sam2VisionConfig
+    from transformers import (
+        Sam2Config,
+        Sam2HieraDetConfig,
+        Sam2MaskDecoderConfig,
+        Sam2Model,
+        Sam2PromptEncoderConfig,
+        Sam2VisionConfig,
+    )
 
     torch.manual_seed(0)
     hiera = Sam2HieraDetConfig(

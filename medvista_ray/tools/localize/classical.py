@@ -10,17 +10,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from medvista_ray.errors import ToolArgumentError
 from medvista_ray.tools.base import BackendChoice, ToolOptions
 from medvista_ray.tools.geometry import Window, window_to_box
 from medvista_ray.tools.localize import structures
 from medvista_ray.tools.localize.embedding_cache import EmbeddingCache
-from medvista_ray.tools.localize.finding import Finding
+from medvista_ray.tools.localize.finding import Finding, Outline
+from medvista_ray.tools.refine.resampling import plain, resample
 from medvista_ray.types import MedImage
 
 Finder = Callable[[MedImage], NDArray[np.int32]]
@@ -52,6 +55,8 @@ _ALIASES = {
 _THINGS = ("area", "region", "spot", "object", "lesion", "mass", "thing")
 """A bright or a dark one of these is a bright or dark structure: that it is one of them, nobody here can say."""
 _MAX_FOUND = 200
+_MAX_SIDE = 2048
+"""Long side of what is looked at, in pixels: time must be bounded."""
 _RING_PX = 5
 """Width of the surroundings that a thing is compared with."""
 _MIB = 1 << 20
@@ -68,14 +73,27 @@ class ClassicalGrounder:
         """See Grounder. `text_threshold` means nothing here: a phrase is in the vocabulary or it is not."""
         del text_threshold
         name = known_name(phrase)
-        labels = self.cache.get(f"{name}-{image.key}", lambda: FINDERS[name](image))
+        labels = self.cache.get(f"{name}-{image.key}", lambda: _label_map(image, name))
         return _findings(image, labels, name, box_threshold)
+
+
+def _label_map(image: MedImage, name: str) -> NDArray[np.int32]:
+    """Of a large picture, that of a smaller copy on the picture's grid."""
+    factor = _MAX_SIDE / max(image.size)
+    if factor >= 1.0:
+        return FINDERS[name](image)
+    height, width = image.size
+    small = resample(image.pixels, max(1, round(height * factor)), max(1, round(width * factor)))
+    labels = FINDERS[name](replace(plain(image, image.pixels), pixels=small))
+    return np.asarray(Image.fromarray(labels).resize((width, height), Image.Resampling.NEAREST))
 
 
 def known_name(phrase: str) -> str:
     """The vocabulary's name of what `phrase` asks for. Raises ToolArgumentError if there is none."""
     words = re.sub(r"^(all |the |a |an |any )+", "", " ".join(phrase.lower().strip(" .?!").split()))
-    words = re.sub(r"\b(brightest|hyperdense|hyperintense)\b", "bright", re.sub(r"\b(darkest|hypodense|hypointense)\b", "dark", words))
+    words = re.sub(
+        r"\b(brightest|hyperdense|hyperintense)\b", "bright", re.sub(r"\b(darkest|hypodense|hypointense)\b", "dark", words)
+    )
     for name in (words, words.removesuffix("s")):
         name = _ALIASES.get(name, name)
         tone, _, thing = name.partition(" ")
@@ -101,11 +119,11 @@ def _findings(image: MedImage, labels: NDArray[np.int32], name: str, threshold: 
 
 def _finding(grey: NDArray[np.float32], labels: NDArray[np.int32], number: int, part: tuple[slice, slice], name: str) -> Finding:
     rows, columns = part
-    mask = np.zeros(labels.shape, bool)
-    mask[part] = labels[part] == number
-    box = window_to_box(Window(rows.start, columns.start, rows.stop, columns.stop), (labels.shape[0], labels.shape[1]))
+    size = labels.shape[0], labels.shape[1]
+    window = Window(rows.start, columns.start, rows.stop, columns.stop)
     around = tuple(slice(max(s.start - _RING_PX, 0), s.stop + _RING_PX) for s in part)
-    return Finding(box, _contrast(grey[around], mask[around]), name, mask)
+    score = _contrast(grey[around], labels[around] == number)
+    return Finding(window_to_box(window, size), score, name, Outline(window, labels[part] == number, size))
 
 
 def _contrast(grey: NDArray[np.float32], inside: NDArray[np.bool_]) -> float:

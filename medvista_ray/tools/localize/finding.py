@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medvista_ray.registry import Registry
+from medvista_ray.tools.geometry import Window
 from medvista_ray.types import Box, MedImage
 
 GROUNDERS = Registry(
@@ -32,6 +33,23 @@ SEGMENTERS = Registry(
 
 
 @dataclass(frozen=True)
+class Outline:
+    """The shape of a finding, without the empty rest of its picture: there may be hundreds."""
+
+    window: Window
+    inside: NDArray[np.bool_]
+    """The window's pixels."""
+    size: tuple[int, int]
+    """Height and width of the picture."""
+
+    def mask(self) -> NDArray[np.bool_]:
+        """[H, W] of the picture."""
+        whole = np.zeros(self.size, bool)
+        whole[self.window.y0 : self.window.y1, self.window.x0 : self.window.x1] = self.inside
+        return whole
+
+
+@dataclass(frozen=True)
 class Finding:
     """One thing that was found."""
 
@@ -39,8 +57,8 @@ class Finding:
     score: float
     """0..1: a network's confidence, or (classical) how far its values stand out from those around it."""
     phrase: str
-    mask: NDArray[np.bool_] | None = None
-    """[H, W], where the finder knows the outline."""
+    outline: Outline | None = None
+    """Where the finder knows it."""
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,8 @@ def _grey(image: MedImage, window: Window) -> Grey:
     part = image.display()[window.y0 : window.y1, window.x0 : window.x1].mean(axis=2).astype(np.float32)
     factor = min(1.0, _SIDE / max(part.shape))
     size = max(1, round(part.shape[1] * factor)), max(1, round(part.shape[0] * factor))
-    return gaussian_filter(np.asarray(Image.fromarray(part).resize(size, Image.Resampling.BILINEAR)), 0.8)
+    small = np.asarray(Image.fromarray(part).resize(size, Image.Resampling.BILINEAR))
+    return np.asarray(gaussian_filter(small, 0.8), dtype=np.float32)
 
 
 def _inside(inner: Window, outer: Window, shape: tuple[int, ...], scale: tuple[float, float]) -> Binary:
@@ -112,7 +113,8 @@ def _histogram(values: NDArray[np.int32]) -> Grey:
     from scipy.ndimage import gaussian_filter1d
 
     counts = np.bincount(values, minlength=_NUM_BINS).astype(np.float32)
-    return gaussian_filter1d(counts / max(float(counts.sum()), 1.0), 1.0) + 1e-4
+    smooth = gaussian_filter1d(counts / max(float(counts.sum()), 1.0), 1.0) + 1e-4
+    return np.asarray(smooth, dtype=np.float32)
 
 
 def _sides(inside: Binary) -> tuple[int, int]:
@@ -234,7 +236,8 @@ def _sharpness(grey: Grey, found: Binary) -> float:
     """Mean step across the edge, over the range of the values."""
     from scipy.ndimage import binary_dilation, binary_erosion
 
-    within, around = found & ~binary_erosion(found, iterations=2), binary_dilation(found, iterations=2) & ~found
+    core, reach = (np.asarray(turn(found, iterations=2), dtype=bool) for turn in (binary_erosion, binary_dilation))
+    within, around = found & ~core, reach & ~found
     spread = float(grey.max() - grey.min())
     if not within.any() or not around.any() or spread == 0.0:
         return 0.0

@@ -96,7 +96,7 @@ class SegmentPrompt(Tool):
         if not found:
             raise ToolArgumentError(f"no {args.phrase!r} found in image {args.image_index}")
         best = found[0]
-        return (best.mask, best.score) if best.mask is not None else self.segmenter.segment(image, Prompt(best.box))
+        return (best.outline.mask(), best.score) if best.outline else self.segmenter.segment(image, Prompt(best.box))
 
 
 def figures(pixels: NDArray[np.bool_], score: float) -> dict[str, Any]:

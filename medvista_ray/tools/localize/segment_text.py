@@ -75,5 +75,6 @@ class SegmentText(Tool):
 
     def _mask(self, image: MedImage, index: int, finding: Finding) -> Mask | None:
         """Its outline; None if there is none."""
-        pixels = finding.mask if finding.mask is not None else self.segmenter.segment(image, Prompt(finding.box))[0]
+        outline = finding.outline
+        pixels = outline.mask() if outline else self.segmenter.segment(image, Prompt(finding.box))[0]
         return Mask(index, pixels) if pixels.any() else None

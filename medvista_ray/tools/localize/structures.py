@@ -35,11 +35,16 @@ def bright(image: MedImage) -> Labels:
 
 
 def dark(image: MedImage) -> Labels:
-    """Components below Otsu's threshold that do not touch the border (which the background does)."""
+    """Components below Otsu's threshold that do not touch the border (which the background does).
+
+    If all of them do, the background is among them: then below Otsu's threshold among those values.
+    """
     from skimage.segmentation import clear_border
 
     grey = _smooth(image)
-    return _components(clear_border(grey <= _otsu(grey)) & (grey.max() > grey.min()))
+    level = _otsu(grey)
+    found = _components(clear_border(grey <= level) & (grey.max() > grey.min()))
+    return found if found.any() else _components(clear_border(grey <= _otsu(grey[grey <= level])))
 
 
 def body(image: MedImage) -> Labels:
@@ -88,14 +93,16 @@ def nuclei(image: MedImage) -> Labels:
 
     if image.modality.lower() in _NOT_MICROSCOPY:
         raise ToolArgumentError(f"nuclei are seen in microscopy; this picture is {image.modality}")
-    stain = gaussian_filter(_stain(image), 1.5)
-    found: Binary = np.asarray(binary_opening(stain > _otsu(stain), iterations=1))
+    stain: NDArray[np.float32] = np.asarray(gaussian_filter(_stain(image), 1.5), dtype=np.float32)
+    found: Binary = np.asarray(binary_opening(stain > _otsu(stain)), dtype=bool)
     distance: Any = gaussian_filter(np.asarray(distance_transform_edt(found), dtype=np.float32), 1.0)
     radius = float(np.percentile(distance[found], 90)) if found.any() else 0.0
     if radius < 1.5:
         return np.zeros(image.size, np.int32)
     found = remove_small_objects(found, max_size=round(radius**2))
-    peaks = peak_local_max(distance, min_distance=max(2, round(0.7 * radius)), labels=found.astype(np.int32), exclude_border=False)
+    peaks = peak_local_max(
+        distance, min_distance=max(2, round(0.7 * radius)), labels=found.astype(np.int32), exclude_border=False
+    )
     seeds = np.zeros(image.size, np.int32)
     seeds[tuple(peaks.T)] = np.arange(1, len(peaks) + 1)
     return np.asarray(watershed(-distance, seeds, mask=found), dtype=np.int32)
@@ -142,7 +149,8 @@ def _stain(image: MedImage) -> NDArray[np.float32]:
 def _smooth(image: MedImage) -> NDArray[np.float32]:
     from scipy.ndimage import gaussian_filter
 
-    return gaussian_filter(image.display().mean(axis=2).astype(np.float32), max(1.0, 0.004 * max(image.size)))
+    grey = image.display().mean(axis=2).astype(np.float32)
+    return np.asarray(gaussian_filter(grey, max(1.0, 0.004 * max(image.size))), dtype=np.float32)
 
 
 def _otsu(values: NDArray[np.float32]) -> float:
