@@ -12,10 +12,12 @@ from actors.evaluator import evaluate
 from actors.supervisor import Supervisor
 from medvista_ray.config import TrainConfig
 from medvista_ray.reports.progress import RunProgress
+from medvista_ray.reports.provenance import Provenance
 from medvista_ray.reports.summary import EPISODES_NAME
 from medvista_ray.reports.trajectory import TrajectoryLog
 from medvista_ray.run_folder import RunFolder
 from medvista_ray.tasks.source import TaskSource
+from medvista_ray.tools.catalog import load_tools
 from medvista_ray.types import Split
 
 
@@ -54,7 +56,9 @@ class Arms:
                 manifest=self._manifest,
                 progress=self._progress.advance,
             )
-            log = TrajectoryLog(self._folder.path / EPISODES_NAME)
+            specs = load_tools(self._config.tools.names) if with_tools else ()
+            provenance = Provenance.of(specs, self._config.rollout.max_calls)
+            log = TrajectoryLog(self._folder.path / EPISODES_NAME, provenance=provenance)
             for episode in episodes:
                 log.append(episode, arm=arm, step=None)
             log.close()

@@ -18,7 +18,9 @@ from actors.handles import Handle, RayGenerator, RayLearner
 from medvista_ray.config import TrainConfig
 from medvista_ray.flow.loop import LoopSettings, TrainingLoop
 from medvista_ray.flow.recorder import MetricsRecorder, tensorboard_writer
+from medvista_ray.reports.provenance import Provenance
 from medvista_ray.reports.trajectory import TrajectoryLog
+from medvista_ray.tools.catalog import load_tools
 from medvista_ray.types import Group, Task
 
 ARM = "train"
@@ -44,7 +46,8 @@ class CoordinatorActor:
         `resume`: the extra state of the checkpoint that the learner has loaded; its version then counts."""
         logging.basicConfig(level=logging.INFO)
         folder = Path(run_dir)
-        self._log = TrajectoryLog(folder / "episodes")
+        provenance = Provenance.of(load_tools(config.tools.names), config.rollout.max_calls)
+        self._log = TrajectoryLog(folder / "episodes", provenance=provenance)
         self._loop = TrainingLoop(
             LoopSettings.of(config, folder / "checkpoints", first_version),
             tasks,

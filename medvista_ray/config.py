@@ -39,14 +39,19 @@ class PolicyConfig(Section):
 
 
 class BenchConfig(Section):
-    """The built-in task source."""
+    """Where the questions come from: the built-in bench, or a public data set in a folder."""
 
     source: str = "medvista_bench"
-    """A registered task source, or "module:Class"."""
+    """A registered task source (`medvista-ray data list` shows the public sets), or "module:Class"."""
+    path: Path | None = None
+    """Folder of a public data set as it was downloaded; the built-in bench needs none."""
+    splits: Literal["clean", "published", "case"] = "clean"
+    """Splits of a public set: the published test split, with its cases taken out of training (clean); the published splits
+    as they are, leaks included (published); all questions split anew by a hash of the case (case)."""
     seed: Count = 0
     """Seed of the question generators."""
     num_train: Positive = 4000
-    """Training tasks on offer."""
+    """Training tasks on offer; of a public set, at most so many."""
     num_validation: Positive = 120
     """Validation tasks."""
     num_test: Positive = 400

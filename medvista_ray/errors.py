@@ -31,6 +31,14 @@ class AssetError(UserError):
     """A data package is absent, corrupt or cannot be stored."""
 
 
+class DatasetError(UserError):
+    """A public data set is not in the folder, or not in its published format."""
+
+
+class JudgeError(UserError):
+    """The judge model cannot be reached or refuses to answer."""
+
+
 class ImageError(UserError):
     """A picture or volume cannot be read."""
 

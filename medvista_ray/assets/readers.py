@@ -19,6 +19,15 @@ from numpy.typing import NDArray
 from medvista_ray.errors import ImageError
 
 _MIN_HU, _MAX_HU = -1024, 3071
+_NRRD_SPACES = {
+    "left-posterior-superior": (1.0, 1.0, 1.0),
+    "right-anterior-superior": (-1.0, -1.0, 1.0),
+    "left-anterior-superior": (1.0, -1.0, 1.0),
+    "lps": (1.0, 1.0, 1.0),
+    "ras": (-1.0, -1.0, 1.0),
+    "las": (1.0, -1.0, 1.0),
+}
+"""Towards left, posterior and superior from the axes of a space (NRRD format, "space" field)."""
 _MM_PER_CM = 10.0
 _CM_UNITS = 3
 """PhysicalUnitsXDirection of centimetres (DICOM PS3.3 C.8.5.5.1.15)."""
@@ -83,14 +92,15 @@ def read_nifti(path: Path) -> Grid:
 
 
 def read_nrrd(path: Path) -> Grid:
-    """A NRRD volume in left-posterior-superior space, oriented by its directions."""
+    """A NRRD volume, oriented by its space and its directions."""
     import nrrd
 
     with reading(path):
         values, header = nrrd.read(str(path))
-        if header.get("space") != "left-posterior-superior":
-            raise ImageError(f"{path}: space is {header.get('space')!r}, expected left-posterior-superior")
-        return oriented(values, np.asarray(header["space directions"], dtype=np.float64).T)
+        signs = _NRRD_SPACES.get(str(header.get("space")).lower())
+        if signs is None:
+            raise ImageError(f"{path}: space is {header.get('space')!r}, expected one of {', '.join(_NRRD_SPACES)}")
+        return oriented(values, np.diag(signs) @ np.asarray(header["space directions"], dtype=np.float64).T)
 
 
 def oriented(values: NDArray[Any], directions: NDArray[Any]) -> Grid:

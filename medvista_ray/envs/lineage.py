@@ -13,7 +13,8 @@ from medvista_ray.types import Mask, MedImage
 def lineage(
     call: ToolCall, spec: type[Tool] | None, masks: Sequence[Mask], first_index: int, images: Sequence[MedImage]
 ) -> list[Mapping[str, Any]]:
-    """One entry per picture that `call` returned: index, content hash, size, tool and parent picture."""
+    """One entry per picture that `call` returned: index, content hash, size, tool, parent picture, and the box of it
+    that the call named."""
     parent = _parent(call, spec, masks)
     return [
         {
@@ -23,6 +24,7 @@ def lineage(
             "width": image.size[1],
             "tool": call.name,
             "parent": parent,
+            "bbox": call.arguments.get("bbox"),
         }
         for offset, image in enumerate(images)
     ]

@@ -13,7 +13,7 @@ import numpy as np
 
 from medvista_ray.errors import InvariantError
 from medvista_ray.metrics import learner_name
-from medvista_ray.types import Episode, EpisodeStatus, ErrorCode, Group
+from medvista_ray.types import Episode, EpisodeStatus, Group
 
 
 class StepStats:
@@ -77,7 +77,8 @@ def mean(values: Iterable[float]) -> float:
 
 
 def _episode_row(episode: Episode) -> dict[str, float]:
-    errors = [code for code in episode.error_codes if code is not ErrorCode.E6]
+    # What an oracle says of a wrong answer (E6, or E4 for its aim) is in error_codes alone: no error of form.
+    errors = [turn.error for turn in episode.turns if turn.error is not None]
     return {
         "reward_mean": episode.reward,
         "format_ok": float(episode.reward_parts.get("format", 0.0) > 0.0),

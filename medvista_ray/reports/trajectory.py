@@ -1,9 +1,10 @@
 """The trajectory log: one JSON line per finished episode, its pictures beside it by content hash.
 
-Owns `<folder>/episodes.jsonl` and `<folder>/images/<hash>.png`. Invariants: every episode has a line; a line is written
-with one unbuffered append, so a kill tears the last one at the most; a picture is stored once; how many episodes of an
-arm and step have pictures is bounded (`PictureQuota`), so the log of a long run stays small.
-Written by the composition roots and the coordinator, read by `summary` and `html`.
+Owns what a line holds, and `<folder>/images/<hash>.png`; the files of lines are `segments`'. Invariants: every episode
+has a line; a line is written with one unbuffered append, so that it can be read while the run goes on and a kill tears
+the last one at the most; a picture is stored once; how many episodes of an arm and step have pictures is bounded
+(`PictureQuota`), so the log of a long run stays small.
+Written by the composition roots and the coordinator, read by `summary`, `html` and `medvista-ray episodes`.
 """
 
 from __future__ import annotations
@@ -25,12 +26,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from medvista_ray.reports.files import end_torn_line, read_json_lines, write_atomic
+from medvista_ray.reports.files import write_atomic
+from medvista_ray.reports.provenance import Provenance
+from medvista_ray.reports.segments import LIVE_NAME, open_live, read_objects
 from medvista_ray.types import AnswerKind, Box, Episode, EpisodeStatus, ErrorCode, Split, Turn
 
 logger = logging.getLogger(__name__)
 
-LOG_NAME = "episodes.jsonl"
+LOG_NAME = LIVE_NAME
 IMAGES_NAME = "images"
 
 
@@ -73,6 +76,11 @@ class EpisodeRecord(BaseModel):
     """Content hashes of the pictures, in the episode's order."""
     has_pictures: bool
     """Whether those pictures were stored."""
+    tool_versions: dict[str, str] = {}
+    """Version of each tool on offer (see `provenance`); empty in logs that did not record it."""
+    prompt_version: str = ""
+    token_versions: tuple[tuple[int, int], ...] | None = None
+    """Policy version of every sampled token, as runs (version, number of tokens); None unless asked for."""
 
     @property
     def num_attempts(self) -> int:
@@ -109,14 +117,24 @@ class PictureQuota:
 class TrajectoryLog:
     """Appends finished episodes to a folder. Safe to call from several threads."""
 
-    def __init__(self, folder: Path, quota: PictureQuota | None = None) -> None:
-        """Open (or continue) the log in `folder`. Raises OSError if the folder cannot be written."""
+    def __init__(
+        self,
+        folder: Path,
+        quota: PictureQuota | None = None,
+        provenance: Provenance | None = None,
+        token_versions: bool = False,
+    ) -> None:
+        """Open (or continue) the log in `folder`; `token_versions` records a policy version per sampled token.
+
+        Raises OSError if the folder cannot be written.
+        """
         self.folder = folder
         self._images = folder / IMAGES_NAME
         self._images.mkdir(parents=True, exist_ok=True)
-        end_torn_line(folder / LOG_NAME)
-        self._file = (folder / LOG_NAME).open("ab", buffering=0)
+        self._file = open_live(folder)
         self._quota = quota or PictureQuota()
+        self._provenance = provenance or Provenance()
+        self._token_versions = token_versions
         self._lock = Lock()
 
     def append(self, episode: Episode, arm: str, step: int | None, keep_images: bool | None = None) -> EpisodeRecord:
@@ -124,12 +142,21 @@ class TrajectoryLog:
         with self._lock:
             keep = self._quota.take(episode, arm, step) if keep_images is None else keep_images
             keys = tuple(picture_key(image) for image in episode.images)
-            record = _record(episode, arm, step, keys, keep)
+            record = _record(episode, arm, step, keys, keep).model_copy(update=self._versions(episode))
             if keep:
                 self._store(dict(zip(keys, episode.images, strict=True)))
             line = json.dumps(plain(record.model_dump(mode="python")), allow_nan=False)
             self._file.write(line.encode() + b"\n")
             return record
+
+    def _versions(self, episode: Episode) -> dict[str, Any]:
+        fields: dict[str, Any] = {
+            "tool_versions": self._provenance.tool_versions,
+            "prompt_version": self._provenance.prompt_version,
+        }
+        if self._token_versions:
+            fields["token_versions"] = _runs(episode.versions[episode.loss_mask])
+        return fields
 
     def _store(self, pictures: Mapping[str, NDArray[np.uint8]]) -> None:
         for key, pixels in pictures.items():
@@ -150,7 +177,7 @@ class TrajectoryLog:
 
 def read_episodes(folder: Path, arm: str | None = None, with_pictures: bool = False) -> Iterator[EpisodeRecord]:
     """The logged episodes in order, of one arm if `arm` is given. Torn lines are skipped with a warning."""
-    for line in read_json_lines(folder / LOG_NAME):
+    for line in read_objects(folder):
         if arm is not None and line.get("arm") != arm:
             continue
         try:
@@ -199,6 +226,13 @@ def _png(pixels: NDArray[np.uint8]) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG")
     return buffer.getvalue()
+
+
+def _runs(values: NDArray[np.int32]) -> tuple[tuple[int, int], ...]:
+    """[L] as runs (value, length)."""
+    starts = np.flatnonzero(np.diff(values, prepend=values[:1] - 1))
+    lengths = np.diff(starts, append=len(values))
+    return tuple((int(values[start]), int(length)) for start, length in zip(starts, lengths, strict=True))
 
 
 def _record(episode: Episode, arm: str, step: int | None, keys: tuple[str, ...], kept: bool) -> EpisodeRecord:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from medvista_ray.config import RewardConfig
+from medvista_ray.rewards.diagnosis import diagnose
 from medvista_ray.tasks.graders import grade
 from medvista_ray.types import Episode, EpisodeStatus, ErrorCode
 
@@ -28,5 +29,5 @@ def score(episode: Episode, config: RewardConfig) -> Episode:
         "tool_bonus": config.tool_bonus if correct and episode.num_calls else 0.0,
     }
     if answered and not correct and not codes and episode.num_calls:
-        codes = (ErrorCode.E6,)
+        codes = (diagnose(episode.task, episode.turns),)
     return replace(episode, reward=sum(parts.values()), reward_parts=parts, correct=correct, error_codes=codes)

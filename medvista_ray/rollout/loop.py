@@ -11,16 +11,17 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from medvista_ray.config import RolloutConfig
 from medvista_ray.envs.episode import MedEnv
+from medvista_ray.envs.session import turn_of
 from medvista_ray.errors import ConfigError, ToolInfrastructureError
 from medvista_ray.protocol import system_prompt
 from medvista_ray.rollout.chat import ChatFormat
 from medvista_ray.rollout.engine import Engine, Sampling
 from medvista_ray.rollout.transcript import Transcript
-from medvista_ray.types import Episode, EpisodeStatus, StepResult, Task, Turn
+from medvista_ray.types import Episode, EpisodeStatus, Task, Turn
 
 if TYPE_CHECKING:
     from medvista_ray.tools.base import Tool
@@ -62,12 +63,12 @@ async def run_episode(
         transcript.append(completion)
         text = chat.decode(completion.token_ids)
         try:
-            step = await env.step(text)
+            step = await env.step(text, len(completion.token_ids))
         except ToolInfrastructureError as error:  # fault boundary: the episode is lost, the group says so
             turns.append(Turn(text=text, observation=f"infrastructure failed: {error}"))
             status = EpisodeStatus.FAILED
             break
-        turns.append(_turn(text, step))
+        turns.append(turn_of(text, step))
         if step.terminated or step.truncated:
             answer = step.info["answer"]
             status = EpisodeStatus.ANSWERED if step.terminated else EpisodeStatus.TRUNCATED
@@ -109,16 +110,3 @@ def _room(transcript: Transcript, config: RolloutConfig, max_model_len: int | No
     if max_model_len is None:
         return config.max_turn_tokens
     return min(config.max_turn_tokens, max_model_len - transcript.expected_length)
-
-
-def _turn(text: str, step: StepResult) -> Turn:
-    info: Any = step.info
-    return Turn(
-        text=text,
-        tool=info["tool_name"],
-        arguments=info["arguments"],
-        error=info["error_code"],
-        observation=step.observation.text,
-        image_indices=tuple(image["index"] for image in info["images"]),
-        latency_s=info["latency_s"],
-    )

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from medvista_ray.errors import UserError
 from medvista_ray.types import AnswerKind, Task
 
+_BETWEEN = re.compile(r"[,;\u3001]|\band\b")
 _EDGES = " \t\r\n.,;:!?\"'`()[]{}*"
 _DASHES = str.maketrans({"\u2212": "-", "\u2013": "-", "\u2014": "-", "\u2010": "-", "\u2011": "-"})
 _NUMBER = re.compile(
@@ -70,6 +71,15 @@ def normalise(text: str) -> str:
 
 def _grade_text(task: Task, answer: str) -> bool:
     return normalise(answer) in {normalise(right) for right in (task.answer, *task.aliases)}
+
+
+def _grade_list(task: Task, answer: str) -> bool:
+    """The same texts in any order: one too many or too few is wrong."""
+    return _items(answer) in [_items(right) for right in (task.answer, *task.aliases)]
+
+
+def _items(text: str) -> list[str]:
+    return sorted(item for part in _BETWEEN.split(normalise(text)) if (item := normalise(part)))
 
 
 def _grade_choice(task: Task, answer: str) -> bool:
@@ -154,4 +164,5 @@ _GRADERS: dict[AnswerKind, Callable[[Task, str], bool]] = {
     AnswerKind.CHOICE: _grade_choice,
     AnswerKind.NUMBER: _grade_number,
     AnswerKind.TEXT: _grade_text,
+    AnswerKind.LIST: _grade_list,
 }

@@ -11,9 +11,10 @@ from typing import Protocol
 
 from medvista_ray.config import BenchConfig
 from medvista_ray.registry import Registry
+from medvista_ray.tasks.datasets import DATASETS
 from medvista_ray.types import MedImage, Split, Task
 
-SOURCES = Registry("source", {"medvista_bench": "medvista_ray.tasks.bench.source:MedVistaBench"})
+SOURCES = Registry("source", {"medvista_bench": "medvista_ray.tasks.bench.source:MedVistaBench", **DATASETS})
 
 
 class TaskSource(Protocol):

@@ -40,6 +40,10 @@ class LocalToolClient:
         self._statistics.record(name, outcome, time.perf_counter() - start)
         return outcome
 
+    def __deepcopy__(self, memo: object) -> LocalToolClient:
+        """A handle, not a value: who copies a configuration that holds it (Gymnasium's specs) shares the tools."""
+        return self
+
     def stats(self) -> dict[str, ToolStats]:
         """Figures per tool so far."""
         return self._statistics.summary()

@@ -75,6 +75,27 @@ def test_e6_needs_clean_calls_and_a_wrong_answer() -> None:
     assert score(mixed, CONFIG).error_codes == (ErrorCode.E3, ErrorCode.E2)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        ({"bbox": [100, 100, 300, 300]}, ErrorCode.E6),
+        ({"bbox": [0, 0, 250, 250]}, ErrorCode.E6),
+        ({"bbox": [600, 600, 900, 900]}, ErrorCode.E4),
+        ({"bbox": [0, 0, 120, 120]}, ErrorCode.E4),
+        ({"bbox": [600, 600, 900, 900], "reference_bbox": [90, 90, 310, 310]}, ErrorCode.E6),
+        ({"bbox": [600, 600, 900, 900], "image_index": 1}, ErrorCode.E6),
+        ({"mask_index": 0}, ErrorCode.E6),
+    ],
+)
+def test_the_oracle_tells_a_wrong_aim_from_a_wrong_reading(arguments: dict[str, Any], code: ErrorCode) -> None:
+    task = make_task(regions=((100, 100, 300, 300),))
+    call = Turn(text="c", tool="zoom_in", arguments=arguments)
+    scored = score(episode("liver", call, LAST, task=task), CONFIG)
+    assert scored.error_codes == (code,)
+    assert scored.reward == pytest.approx(0.2), "the label pays and costs nothing"
+    assert score(episode("liver", call, LAST), CONFIG).error_codes == (ErrorCode.E6,), "no gold region, no verdict on the aim"
+
+
 def test_an_infrastructure_failure_is_not_scored() -> None:
     scored = score(episode(None, CALL, status=EpisodeStatus.FAILED), CONFIG)
     assert (scored.reward, scored.reward_parts, scored.correct) == (0.0, {}, False)

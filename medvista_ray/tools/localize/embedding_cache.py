@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 _log = logging.getLogger(__name__)
 _WRITES_PER_TRIM = 32
 
-Embedding = NDArray[np.float16]
+Embedding = NDArray[Any]
 
 
 class EmbeddingCache:
