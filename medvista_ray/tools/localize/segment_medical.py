@@ -9,8 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from medvista_ray.errors import ToolArgumentError
+from medvista_ray.recent import Recent
 from medvista_ray.tools.base import BoxArg, Family, Index, Tool, ToolArgs, ToolContext
 from medvista_ray.tools.geometry import mask_window, window_to_box
 from medvista_ray.types import Mask, MedImage, ToolResult
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from medvista_ray.tools.localize.litemedsam import LiteMedSam
 
 _MIB = 1 << 20
+MAX_MASKS = 256
+"""Masks that are remembered, by picture and box: 64 MiB at 512 x 512."""
 
 
 class SegmentMedicalArgs(ToolArgs):
@@ -40,6 +44,7 @@ class SegmentMedical(Tool):
 
     network: LiteMedSam
     cache: EmbeddingCache
+    masks: Recent[tuple[NDArray[np.bool_], float]]
 
     def setup(self) -> None:
         """Load the weights. `num_threads`, if given, holds for the whole process."""
@@ -57,6 +62,7 @@ class SegmentMedical(Tool):
         kept = cache_root() / "embeddings" / f"{folder.name}-{self.network.precision}"
         options = self.options
         self.cache = EmbeddingCache(options.embedding_cache_mib * _MIB, kept, options.disk_cache_mib * _MIB)
+        self.masks = Recent(MAX_MASKS)
         self._probe_image = _disc()
         self._probe_embedding = self.network.encode(self._probe_image.display())
 
@@ -64,7 +70,9 @@ class SegmentMedical(Tool):
         """The mask as the episode's next one. Raises ToolArgumentError if the network finds nothing in the box."""
         image = context.image(args.image_index)
         embedding = self.cache.get(image.key, lambda: self.network.encode(image.display()))
-        pixels, score = self.network.decode(embedding, args.bbox, image.size)
+        # The episodes of a group often name the very same box.
+        key = (image.key, args.bbox)
+        pixels, score = self.masks.get(key, lambda: self.network.decode(embedding, args.bbox, image.size))
         if not pixels.any():
             raise ToolArgumentError(f"no structure found in box {list(args.bbox)} of image {args.image_index}")
         box = window_to_box(mask_window(pixels), image.size)
