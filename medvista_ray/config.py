@@ -146,7 +146,9 @@ class GrpoConfig(Section):
     group_size: Annotated[int, Field(ge=2)] = 8
     """Episodes of one prompt (G)."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4
-    """After warm-up, constant."""
+    """Peak, after warm-up."""
+    schedule: Literal["constant", "linear"] = "constant"
+    """After warm-up: constant, or linear down to a tenth at the last step, which averages the noise of small batches out."""
     warmup_steps: Count = 3
     """Optimiser steps of warm-up."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0

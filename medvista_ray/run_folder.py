@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from medvista_ray.config import TrainConfig
+from medvista_ray.config import TrainConfig, load_config
 from medvista_ray.errors import RunFolderError
 from medvista_ray.reports.files import write_atomic
 from medvista_ray.reports.summary import CONFIG_NAME
@@ -97,7 +97,8 @@ def _opened(path: Path, config: TrainConfig, resume: bool) -> RunFolder:
 
 
 def _same_config(path: Path, config: TrainConfig) -> None:
-    before, now = yaml.safe_load((path / CONFIG_NAME).read_text()), _plain(config)
+    # Through the model: what the folder's file does not say has its default.
+    before, now = _plain(load_config(path / CONFIG_NAME)), _plain(config)
     for section, value in now.items():
         if section != "output_dir" and before.get(section) != value:
             raise RunFolderError(

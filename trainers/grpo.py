@@ -23,7 +23,7 @@ from medvista_ray.models.logprobs import sampled_logprobs
 from medvista_ray.models.policy import Policy, trainable_parameters
 from medvista_ray.rollout.chat import banned_token_ids
 from medvista_ray.types import Episode, Group
-from trainers.optim import make_accelerator, make_optimizer, set_learning_rate, warmup_constant
+from trainers.optim import make_accelerator, make_optimizer, set_learning_rate, warmup_constant, warmup_linear
 
 
 class GrpoTrainer:
@@ -124,12 +124,18 @@ class GrpoTrainer:
         if not (abs(loss) < float("inf") and norm < float("inf")):
             self.optimizer.zero_grad(set_to_none=True)
             raise InvariantError(f"loss {loss} or gradient norm {norm} is not finite; the update was not applied")
-        rate = self.config.learning_rate * warmup_constant(self.num_updates, self.config.warmup_steps)
-        set_learning_rate(self.optimizer, rate)
+        set_learning_rate(self.optimizer, self.config.learning_rate * self._rate_share())
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.num_updates += 1
         return norm
+
+    def _rate_share(self) -> float:
+        """Of the peak learning rate, for the next update."""
+        config = self.config
+        if config.schedule == "linear":
+            return warmup_linear(self.num_updates, config.warmup_steps, config.num_steps * config.num_minibatches)
+        return warmup_constant(self.num_updates, config.warmup_steps)
 
     def _microbatches(self, episodes: list[Episode], part: list[int]) -> list[list[int]]:
         chosen = [i for i in part if episodes[i].num_sampled]

@@ -41,6 +41,14 @@ def warmup_constant(step: int, warmup_steps: int) -> float:
     return min(1.0, (step + 1) / (warmup_steps + 1))
 
 
+def warmup_linear(step: int, warmup_steps: int, num_steps: int, floor: float = 0.1) -> float:
+    """Share of the peak rate at update `step` (from 0): linear warm-up, then linear down to `floor` at the last."""
+    if step < warmup_steps:
+        return warmup_constant(step, warmup_steps)
+    progress = min(1.0, (step - warmup_steps) / max(1, num_steps - 1 - warmup_steps))
+    return 1.0 - (1.0 - floor) * progress
+
+
 def warmup_cosine(step: int, warmup_steps: int, num_steps: int, floor: float = 0.1) -> float:
     """Share of the peak rate at update `step` (from 0): linear warm-up.
 

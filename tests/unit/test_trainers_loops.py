@@ -19,7 +19,7 @@ from medvista_ray.types import Episode, Group
 from tests.unit.tiny_policies import picture, random_episode, random_group, save_random_policy
 from trainers.checkpoint import checkpoint_folder, latest_checkpoint, load_checkpoint, save_checkpoint, save_policy
 from trainers.grpo import GrpoTrainer
-from trainers.optim import make_optimizer, warmup_constant, warmup_cosine
+from trainers.optim import make_optimizer, warmup_constant, warmup_cosine, warmup_linear
 from trainers.sft import run_sft
 
 EXACT = LearnerConfig(bf16=False)
@@ -250,7 +250,9 @@ def test_vectors_are_never_decayed() -> None:
 
 def test_learning_rates_warm_up_and_then_stay_or_decay() -> None:
     assert [warmup_constant(step, 3) for step in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
-    curve = [warmup_cosine(step, 2, 10) for step in range(10)]
-    assert curve[2] == max(curve) == 1.0
-    assert curve[-1] == pytest.approx(0.1)
-    assert curve[2:] == sorted(curve[2:], reverse=True)
+    for schedule in (warmup_cosine, warmup_linear):
+        curve = [schedule(step, 2, 10) for step in range(10)]
+        assert curve[:2] == pytest.approx([1 / 3, 2 / 3])
+        assert curve[2] == max(curve) == 1.0
+        assert curve[-1] == pytest.approx(0.1)
+        assert curve[2:] == sorted(curve[2:], reverse=True)
