@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
@@ -57,6 +57,8 @@ class ToolOptions:
     """Bound of a cache of image embeddings in memory, in MiB."""
     disk_cache_mib: int = 2048
     """Bound of a cache of image embeddings on disk, in MiB; 0 keeps nothing on disk."""
+    weights: Mapping[str, str] = field(default_factory=dict[str, str])
+    """A user's own weights by tool name (a file or folder): that tool then runs its stronger backend."""
 
 
 @dataclass(frozen=True)
