@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
@@ -45,6 +46,18 @@ class ToolArgs(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class BackendChoice(BaseModel):
+    """What computes for one tool: a backend's registered name or "module:Class", and the user's weights for it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    name: str
+    weights: Path | None = None
+    """Folder of a model in the transformers format (config.json, model.safetensors, tokenizer files)."""
+    device: str = "cpu"
+    """As torch names it."""
+
+
 @dataclass(frozen=True)
 class ToolOptions:
     """What the host grants a tool (the same for every tool of a client or a replica)."""
@@ -57,8 +70,8 @@ class ToolOptions:
     """Bound of a cache of image embeddings in memory, in MiB."""
     disk_cache_mib: int = 2048
     """Bound of a cache of image embeddings on disk, in MiB; 0 keeps nothing on disk."""
-    weights: Mapping[str, str] = field(default_factory=dict[str, str])
-    """A user's own weights by tool name (a file or folder): that tool then runs its stronger backend."""
+    backends: Mapping[str, BackendChoice] = field(default_factory=dict[str, BackendChoice])
+    """Per tool, by its name, what computes instead of its default."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +104,7 @@ class ToolContext:
         return self.masks[index]
 
     def needed_by(self, args: BaseModel) -> ToolContext:
-        """Only what `args` names: fields ending in image_index / mask_index; a mask brings its picture.
+        """Only what `args` names: fields ending in image_index / mask_index, also of items; a mask brings its picture.
 
         Raises ToolArgumentError if one of them does not exist.
         """
@@ -151,8 +164,18 @@ class ToolClient(Protocol):
 
 
 def _named(args: BaseModel, suffix: str) -> list[int]:
-    values = ((field, getattr(args, field)) for field in type(args).model_fields)
-    return [value for field, value in values if field.endswith(suffix) and value is not None]
+    found: list[int] = []
+    for key in type(args).model_fields:
+        value = getattr(args, key)
+        if isinstance(value, tuple):
+            found += [index for item in _models(value) for index in _named(item, suffix)]
+        elif key.endswith(suffix) and value is not None:
+            found.append(value)
+    return found
+
+
+def _models(items: Iterable[Any]) -> list[BaseModel]:
+    return [item for item in items if isinstance(item, BaseModel)]
 
 
 def _listed(indices: Iterable[int]) -> str:
