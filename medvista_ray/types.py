@@ -11,13 +11,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 Box = tuple[int, int, int, int]
 """x0, y0, x1, y1, each 0..1000, in one picture."""
+Plane = Literal["axial", "coronal", "sagittal"]
+_AXES: Mapping[Plane, int] = {"axial": 0, "coronal": 1, "sagittal": 2}
+"""The axis of a scan that a plane's slices are counted along."""
 
 
 class Split(StrEnum):
@@ -90,6 +93,67 @@ class MedImage:
         low, high = self.window or (float(values.min()), float(values.max()))
         grey = np.clip((values - low) / max(high - low, 1e-6), 0.0, 1.0) * 255.0
         return np.repeat(grey.round().astype(np.uint8)[:, :, None], 3, axis=2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VolumeImage(MedImage):
+    """A scan: a picture with slices. What `MedImage` says is said of the slice that is shown, so that whatever takes a
+    picture takes a scan. Slices run towards the head, rows towards the back, columns towards the patient's left, where
+    the file told it.
+    """
+
+    slices: NDArray[Any]
+    """[S, H, W] or [S, H, W, 3], the shown one among them."""
+    slice_index: int
+    slice_mm: float | None = None
+    """Millimetres from one slice to the next; None for frames in time, which have no other plane."""
+
+    @classmethod
+    def of(
+        cls,
+        slices: NDArray[Any],
+        modality: str,
+        spacing_mm: tuple[float, float, float] | None = None,
+        *,
+        unit: str = "intensity",
+        window: tuple[float, float] | None = None,
+        source: str = "",
+    ) -> VolumeImage:
+        """The scan with its middle slice shown; `spacing_mm` is slice, row, column."""
+        middle = len(slices) // 2
+        return cls(
+            pixels=slices[middle],
+            modality=modality,
+            spacing_mm=spacing_mm and spacing_mm[1:],
+            unit=unit,
+            window=window,
+            source=source,
+            slices=slices,
+            slice_index=middle,
+            slice_mm=spacing_mm and spacing_mm[0],
+        )
+
+    @cached_property
+    def key(self) -> str:
+        """Content hash over all slices, and which one is shown."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.slices).tobytes())
+        told = (self.slices.shape, str(self.slices.dtype), self.spacing_mm, self.slice_mm, self.window, self.slice_index)
+        digest.update(repr(told).encode())
+        return digest.hexdigest()[:16]
+
+    def num_slices(self, plane: Plane = "axial") -> int:
+        """How many slices there are in that plane."""
+        return self.slices.shape[_AXES[plane]]
+
+    def at(self, index: int, plane: Plane = "axial") -> MedImage:
+        """Slice `index` as a picture of its own with its true spacing; coronal and sagittal ones have the head on top."""
+        if plane == "axial":
+            pixels, spacing = self.slices[index], self.spacing_mm
+        else:
+            pixels = np.take(self.slices, index, _AXES[plane])[::-1]
+            step = self.spacing_mm and self.spacing_mm[1 if plane == "coronal" else 0]
+            spacing = (self.slice_mm, step) if self.slice_mm and step else None
+        return MedImage(np.ascontiguousarray(pixels), self.modality, spacing, self.unit, self.window, self.source)
 
 
 @dataclass(frozen=True)

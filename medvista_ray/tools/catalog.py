@@ -13,6 +13,12 @@ TOOLS = Registry(
     "tool",
     {
         "zoom_in": "medvista_ray.tools.refine.zoom_in:ZoomIn",
+        "super_resolve": "medvista_ray.tools.refine.super_resolve:SuperResolve",
+        "enhance": "medvista_ray.tools.refine.enhance:Enhance",
+        "compare_regions": "medvista_ray.tools.refine.compare_regions:CompareRegions",
+        "ground": "medvista_ray.tools.localize.ground:Ground",
+        "segment_prompt": "medvista_ray.tools.localize.segment_prompt:SegmentPrompt",
+        "segment_text": "medvista_ray.tools.localize.segment_text:SegmentText",
         "segment_medical": "medvista_ray.tools.localize.segment_medical:SegmentMedical",
         "measure": "medvista_ray.tools.parse.measure:Measure",
         "search_text": "medvista_ray.tools.knowledge.search_text:SearchText",

@@ -58,7 +58,7 @@ def _refusal(schema: type[BaseModel], problems: list[ErrorDetails]) -> Refusal:
 
 def _words(schema: type[BaseModel], problem: ErrorDetails) -> str:
     key = str(problem["loc"][0]) if problem["loc"] else ""
-    if problem["type"] == "extra_forbidden":
+    if problem["type"] == "extra_forbidden" and len(problem["loc"]) == 1:
         return f"unknown key {_short(key)} (value {_short(problem['input'])}); {did_you_mean(key, schema.model_fields)}"
     if problem["type"] == "missing" and len(problem["loc"]) == 1:
         return f"missing key {key!r}; keys: {', '.join(schema.model_fields)}"

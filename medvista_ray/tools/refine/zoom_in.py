@@ -6,21 +6,20 @@ spacing is scaled by exactly the factor of the resampling.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 from pydantic import Field
+from pydantic.json_schema import SkipJsonSchema
 
 from medvista_ray.tools.base import BoxArg, Family, Index, Tool, ToolArgs, ToolContext
 from medvista_ray.tools.geometry import Window, box_to_window, grow, window_to_box
+from medvista_ray.tools.refine.resampling import MAX_LONG_SIDE, crop, resample, rescaled
+from medvista_ray.tools.refine.slices import Preset, select, windowed
 from medvista_ray.types import MedImage, ToolResult
 
 MIN_SHORT_SIDE = 224
 """A crop's short side is enlarged to this at least, in pixels."""
-MAX_LONG_SIDE = 1024
-"""Bound of what travels, in pixels."""
 MIN_CROP_SIDE = 8
 """A smaller region grows to this about its centre, in source pixels."""
 MAX_ASPECT = 4
@@ -34,6 +33,10 @@ class ZoomInArgs(ToolArgs):
     bbox: BoxArg
     scale: Annotated[float, Field(strict=True, ge=1.0, le=16.0)] | None = None
     """Enlargement; by default what the smallest side of the result asks for."""
+    slice_index: SkipJsonSchema[Index | None] = None
+    """Of a scan; by default the slice that is shown. Like `window`, left out of the signature, which is for all pictures."""
+    window: SkipJsonSchema[Preset | None] = None
+    """How a CT picture is shown."""
 
 
 class ZoomIn(Tool):
@@ -46,21 +49,12 @@ class ZoomIn(Tool):
 
     def run(self, args: ZoomInArgs, context: ToolContext) -> ToolResult:
         """The region as the episode's next picture."""
-        image = context.image(args.image_index)
+        image = windowed(select(context.image(args.image_index), args.image_index, args.slice_index), args.window)
         window = _crop_window(args.bbox, image.size)
-        crop = image.pixels[window.y0 : window.y1, window.x0 : window.x1]
-        height, width = _target_size(crop.shape[0], crop.shape[1], args.scale)
-        factors = crop.shape[0] / height, crop.shape[1] / width
-        picture = MedImage(
-            pixels=_resample(crop, height, width),
-            modality=image.modality,
-            spacing_mm=image.spacing_mm and (image.spacing_mm[0] * factors[0], image.spacing_mm[1] * factors[1]),
-            unit=image.unit,
-            window=image.window or _value_range(image.pixels),
-            source=image.source,
-        )
+        part = crop(image, window)
+        picture = rescaled(part, resample(part.pixels, *_target_size(*part.size, args.scale)))
         box = window_to_box(window, image.size)
-        data = {"image_index": args.image_index, "bbox": list(box), "scale": 1.0 / factors[1]}
+        data = {"image_index": args.image_index, "bbox": list(box), "scale": picture.size[1] / part.size[1]}
         return ToolResult(text=f"image {context.num_images} shows this region.", images=(picture,), data=data)
 
     def probe(self) -> None:
@@ -86,22 +80,3 @@ def _target_size(height: int, width: int, scale: float | None) -> tuple[int, int
     wanted = max(scale or 1.0, MIN_SHORT_SIDE / min(height, width))
     factor = min(wanted, MAX_LONG_SIDE / max(height, width))
     return max(1, round(height * factor)), max(1, round(width * factor))
-
-
-def _resample(crop: NDArray[Any], height: int, width: int) -> NDArray[Any]:
-    """Bilinear (antialiased when it shrinks), so that no value leaves the range of the crop; keeps the dtype."""
-    if crop.shape[:2] == (height, width):
-        return np.ascontiguousarray(crop)
-    if crop.ndim == 3:
-        colour = Image.fromarray(np.ascontiguousarray(crop.astype(np.uint8)))
-        return np.asarray(colour.resize((width, height), Image.Resampling.BILINEAR))
-    grey = Image.fromarray(np.ascontiguousarray(crop.astype(np.float32)))
-    values = np.asarray(grey.resize((width, height), Image.Resampling.BILINEAR))
-    if np.issubdtype(crop.dtype, np.integer):
-        values = np.rint(values)
-    return values.astype(crop.dtype)
-
-
-def _value_range(pixels: NDArray[Any]) -> tuple[float, float] | None:
-    """Window of a grey picture that has none: its whole range, so that a crop keeps the look of the whole."""
-    return None if pixels.ndim == 3 else (float(pixels.min()), float(pixels.max()))
