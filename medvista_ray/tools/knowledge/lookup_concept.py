@@ -1,22 +1,30 @@
 """`lookup_concept`: what an ontology says of one concept, as triples (HPO and ICD-10-CM; or a user's OBO file).
 
-Invariant: only published knowledge, nothing of any task. `ToolOptions.weights["lookup_concept"]` names an OBO file
-that takes the place of the two.
+Invariant: only published knowledge, nothing of any task. Backend "packaged" is HPO and ICD-10-CM; "obo" is the OBO
+file that its weights name.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import StringConstraints
 
+from medvista_ray.registry import Registry
+from medvista_ray.tools.backends import load_backend
 from medvista_ray.tools.base import Family, Tool, ToolArgs, ToolContext
 from medvista_ray.types import ToolResult
 
 if TYPE_CHECKING:
     from medvista_ray.tools.knowledge.concepts import Concept, Ontology
 
+ONTOLOGIES = Registry(
+    "ontology",
+    {
+        "packaged": "medvista_ray.tools.knowledge.concepts:packaged",
+        "obo": "medvista_ray.tools.knowledge.concepts:from_obo",
+    },
+)
 Relation = Literal["definition", "synonyms", "parents", "children"]
 _RELATIONS: tuple[Relation, ...] = ("definition", "synonyms", "parents", "children")
 MAX_TOLD = 8
@@ -45,10 +53,7 @@ class LookupConcept(Tool):
 
     def setup(self) -> None:
         """Parse the ontologies (a few seconds)."""
-        from medvista_ray.tools.knowledge.concepts import Ontology, packaged, read_obo
-
-        own = self.options.weights.get(self.name)
-        self.ontology = Ontology(read_obo(Path(own), Path(own).stem)) if own else packaged()
+        self.ontology = load_backend(ONTOLOGIES, self.name, self.options, "packaged")
 
     def run(self, args: LookupConceptArgs, context: ToolContext) -> ToolResult:
         """What is known of the concept. Raises ToolArgumentError if there is no such concept, or more than one."""

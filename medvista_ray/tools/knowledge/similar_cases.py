@@ -2,7 +2,7 @@
 
 Invariant: only TRAIN subjects are in reach (`case_bank` refuses others), never the picture's own subject, and a case
 tells its kind and its source's description, never a question's answer. Likeness is the cosine of standardised
-features; `ToolOptions.weights["similar_cases"]` names a user's CLIP folder that takes the place of LiteMedSAM's encoder.
+features: LiteMedSAM's by default, those of a user's own model with backend "clip".
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from medvista_ray.tools.backends import load_backend
 from medvista_ray.tools.base import BoxArg, Family, Index, Tool, ToolArgs, ToolContext
 from medvista_ray.tools.geometry import box_to_window
 from medvista_ray.types import MedImage, ToolResult
@@ -44,9 +45,9 @@ class SimilarCases(Tool):
     def setup(self) -> None:
         """Load the encoder and open the bank; the first time in a cache folder, build it."""
         from medvista_ray.tools.knowledge.case_bank import open_bank
-        from medvista_ray.tools.parse.features import load_encoder
+        from medvista_ray.tools.parse.features import ENCODERS
 
-        self.encoder = load_encoder(self.name, self.options)
+        self.encoder = load_backend(ENCODERS, self.name, self.options, "litemedsam")
         self.use(open_bank(self.encoder.name, self.encoder.fresh))
 
     def use(self, bank: CaseBank) -> None:

@@ -2,13 +2,12 @@
 
 Invariant: decided on the displayed pixels alone, never on a header, a file name or the question. By default a linear
 model, fitted when the tool is first set up on pictures of TRAIN subjects only, knows five kinds (and says so when asked
-for another); `ToolOptions.weights["classify"]` names a user's CLIP folder (BiomedCLIP-style), which ranks any words.
+for another); backend "clip" is a user's own model (BiomedCLIP-style), which ranks any words.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Protocol
 
 import numpy as np
@@ -16,14 +15,22 @@ from numpy.typing import NDArray
 from pydantic import Field, StringConstraints
 
 from medvista_ray.errors import ToolArgumentError
-from medvista_ray.tools.base import BoxArg, Family, Index, Tool, ToolArgs, ToolContext, ToolOptions
+from medvista_ray.registry import Registry
+from medvista_ray.tools.backends import load_backend
+from medvista_ray.tools.base import BackendChoice, BoxArg, Family, Index, Tool, ToolArgs, ToolContext, ToolOptions
 from medvista_ray.tools.knowledge.similar_cases import region
 from medvista_ray.types import MedImage, ToolResult
 
 if TYPE_CHECKING:
     from medvista_ray.tools.knowledge.case_bank import CaseBank
-    from medvista_ray.tools.parse.features import Encoder
 
+RANKERS = Registry(
+    "ranker",
+    {
+        "linear": "medvista_ray.tools.parse.classify:LinearModel",
+        "clip": "medvista_ray.tools.parse.vision_models:ClipModel",
+    },
+)
 PRESETS: dict[str, tuple[str, ...]] = {
     "modality": ("CT", "MRI", "X-ray", "ultrasound", "microscopy"),
     "plane": ("axial", "coronal", "sagittal"),
@@ -80,7 +87,7 @@ class Classify(Tool):
 
     def setup(self) -> None:
         """Load what ranks; the first time in a cache folder, the default looks at its reference pictures."""
-        self.ranker = load_ranker(self.name, self.options)
+        self.ranker = load_backend(RANKERS, self.name, self.options, "linear")
 
     def run(self, args: ClassifyArgs, context: ToolContext) -> ToolResult:
         """Labels with their shares, largest first."""
@@ -98,25 +105,19 @@ class Classify(Tool):
             raise RuntimeError("classify gives no number for a blank picture")
 
 
-def load_ranker(tool: str, options: ToolOptions) -> Ranker:
-    """The user's CLIP if `options` names one for `tool`, else the linear model. Raises AssetError."""
-    folder = options.weights.get(tool)
-    if folder is not None:
-        from medvista_ray.tools.parse.vision_models import ClipModel
-
-        return ClipModel(Path(folder), options.num_threads)
-    from medvista_ray.tools.knowledge.case_bank import open_bank
-    from medvista_ray.tools.parse.features import PictureFeatures
-
-    encoder = PictureFeatures(options)
-    return LinearModel(encoder, open_bank(encoder.name, encoder.fresh))
-
-
 class LinearModel:
     """Ridge regression from features to kinds, each kind and each of its subjects weighing the same."""
 
-    def __init__(self, encoder: Encoder, bank: CaseBank) -> None:
-        self.encoder = encoder
+    def __init__(self, choice: BackendChoice, options: ToolOptions) -> None:
+        """Open the bank of reference pictures and learn from it. Raises AssetError."""
+        from medvista_ray.tools.knowledge.case_bank import open_bank
+        from medvista_ray.tools.parse.features import PictureFeatures
+
+        self.encoder = PictureFeatures(choice, options)
+        self.fit(open_bank(self.encoder.name, self.encoder.fresh))
+
+    def fit(self, bank: CaseBank) -> None:
+        """Learn the kinds from the bank's cases."""
         kinds = [case.modality for case in bank.cases]
         self.labels = tuple(label for label in PRESETS["modality"] if label in kinds)
         self._mean, self._scale = bank.features_ND.mean(axis=0), bank.features_ND.std(axis=0) + 1e-6

@@ -10,13 +10,13 @@ standard deviation and maximum over the 64 x 64 positions of its 256 channels ma
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medvista_ray.tools.base import ToolOptions
+from medvista_ray.registry import Registry
+from medvista_ray.tools.base import BackendChoice, ToolOptions
 from medvista_ray.tools.result_cache import ResultCache
 from medvista_ray.types import MedImage
 
@@ -24,6 +24,13 @@ if TYPE_CHECKING:
     from medvista_ray.tools.localize.embedding_cache import Embedding
 
 Vector = NDArray[np.float32]
+ENCODERS = Registry(
+    "encoder",
+    {
+        "litemedsam": "medvista_ray.tools.parse.features:PictureFeatures",
+        "clip": "medvista_ray.tools.parse.vision_models:ClipModel",
+    },
+)
 MAX_KEPT = 4096
 """Vectors that are remembered (3 kB each)."""
 _MAX_EMBEDDINGS_MIB = 32
@@ -46,21 +53,12 @@ class Encoder(Protocol):
         ...
 
 
-def load_encoder(tool: str, options: ToolOptions) -> Encoder:
-    """The user's CLIP if `options` names one for `tool`, else LiteMedSAM's encoder. Raises AssetError."""
-    folder = options.weights.get(tool)
-    if folder is None:
-        return PictureFeatures(options)
-    from medvista_ray.tools.parse.vision_models import ClipModel
-
-    return ClipModel(Path(folder), options.num_threads)
-
-
 class PictureFeatures:
     """The loaded encoder. Thread-safe."""
 
-    def __init__(self, options: ToolOptions) -> None:
-        """Load the weights. Raises AssetError if they are absent."""
+    def __init__(self, choice: BackendChoice, options: ToolOptions) -> None:
+        """Load the package's weights. Raises AssetError if they are absent."""
+        del choice
         import torch
 
         from medvista_ray.assets import asset_dir, cache_root

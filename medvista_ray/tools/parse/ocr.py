@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from medvista_ray.errors import AssetError
+from medvista_ray.tools.base import BackendChoice, ToolOptions
 from medvista_ray.tools.geometry import Window
 
 _MIN_SIDE, _MAX_SIDE, _STRIDE = 736, 2048, 32
@@ -46,8 +47,14 @@ class TextLine:
 class Ocr:
     """The two loaded networks. Thread-safe: sessions only read."""
 
-    def __init__(self, folder: Path, num_threads: int | None = None) -> None:
-        """Load the one `*det*.onnx` and the one `*rec*.onnx` below `folder`. Raises AssetError."""
+    def __init__(self, choice: BackendChoice, options: ToolOptions) -> None:
+        """Load the one `*det*.onnx` and the one `*rec*.onnx` below `choice.weights`, else the package's.
+
+        Raises AssetError.
+        """
+        from medvista_ray.assets import asset_dir
+
+        folder, num_threads = choice.weights or asset_dir("rapidocr"), options.num_threads
         self._detector = _session(folder, "det", num_threads)
         self._recogniser = _session(folder, "rec", num_threads)
         listed = self._recogniser.get_modelmeta().custom_metadata_map.get("character")

@@ -1,18 +1,19 @@
 """`read_text`: printed text that is burned into a picture (side markers, scales, measurements), with boxes.
 
 Invariant: what is read comes from the displayed pixels alone; one picture (or region) is read once per content hash,
-within a bound. Default weights: PP-OCRv6 small; `ToolOptions.weights["read_text"]` names a folder with another
-PP-OCR pair (for example the server models, on a GPU with onnxruntime-gpu).
+within a bound. Backend "pp_ocr" runs PP-OCRv6 small, or the pair of ONNX files in the folder of its weights
+(for example the server models, on a GPU with onnxruntime-gpu).
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field
 
+from medvista_ray.registry import Registry
+from medvista_ray.tools.backends import load_backend
 from medvista_ray.tools.base import BoxArg, Family, Index, Tool, ToolArgs, ToolContext
 from medvista_ray.tools.geometry import Window, box_to_window, window_to_box
 from medvista_ray.tools.result_cache import ResultCache
@@ -21,6 +22,7 @@ from medvista_ray.types import MedImage, ToolResult
 if TYPE_CHECKING:
     from medvista_ray.tools.parse.ocr import Ocr, TextLine
 
+READERS = Registry("text_reader", {"pp_ocr": "medvista_ray.tools.parse.ocr:Ocr"})
 MAX_KEPT = 512
 """Pictures whose text is remembered."""
 MAX_TOLD = 20
@@ -49,11 +51,7 @@ class ReadText(Tool):
 
     def setup(self) -> None:
         """Load the networks."""
-        from medvista_ray.assets import asset_dir
-        from medvista_ray.tools.parse.ocr import Ocr
-
-        folder = self.options.weights.get(self.name)
-        self.ocr = Ocr(Path(folder) if folder else asset_dir("rapidocr"), self.options.num_threads)
+        self.ocr = load_backend(READERS, self.name, self.options, "pp_ocr")
         self.cache = ResultCache(MAX_KEPT)
 
     def run(self, args: ReadTextArgs, context: ToolContext) -> ToolResult:

@@ -6,15 +6,17 @@ Invariant: weights come from the user's folder only, nothing is downloaded. The 
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from medvista_ray.assets.store import sha256_of
 from medvista_ray.errors import AssetError
+from medvista_ray.tools.backends import load_model, loading, weights_folder
+from medvista_ray.tools.base import BackendChoice, ToolOptions
 from medvista_ray.tools.result_cache import ResultCache
 from medvista_ray.types import MedImage
 
@@ -26,12 +28,15 @@ PROMPT = "this is a photo of {}"
 class ClipModel:
     """A CLIP or SigLIP folder in transformers' format. Thread-safe: weights are only read."""
 
-    def __init__(self, folder: Path, num_threads: int | None = None) -> None:
+    def __init__(self, choice: BackendChoice, options: ToolOptions) -> None:
         """Raises AssetError if the folder holds no such model."""
-        self._model, self._processor, self._device = _load(folder, num_threads, "AutoModel")
+        del options
+        self._model, self._device = load_model(_auto("AutoModel"), choice), choice.device
         if not hasattr(self._model, "get_image_features"):
-            raise AssetError(f"{folder} holds {type(self._model).__name__}, which does not compare pictures with words")
-        self.name = f"clip-{folder.name}"
+            kind = type(self._model).__name__
+            raise AssetError(f"backend {choice.name!r}: {choice.weights} holds {kind}: it compares no pictures with words")
+        self._processor = _processor(_auto("AutoProcessor"), choice)
+        self.name = f"clip-{_fingerprint(choice)}"
         self._vectors: ResultCache[NDArray[np.float32]] = ResultCache(MAX_KEPT)
 
     def rank(self, image: MedImage, labels: Sequence[str]) -> NDArray[np.float32]:
@@ -61,9 +66,11 @@ class ClipModel:
 class FindingsModel:
     """A multi-label image classifier folder in transformers' format (labels in its config). Thread-safe."""
 
-    def __init__(self, folder: Path, num_threads: int | None = None) -> None:
+    def __init__(self, choice: BackendChoice, options: ToolOptions) -> None:
         """Raises AssetError if the folder holds no such model."""
-        self._model, self._processor, self._device = _load(folder, num_threads, "AutoModelForImageClassification")
+        del options
+        self._model, self._device = load_model(_auto("AutoModelForImageClassification"), choice), choice.device
+        self._processor = _processor(_auto("AutoImageProcessor"), choice)
 
     def probabilities(self, image: MedImage) -> dict[str, float]:
         """Probability of each finding, alone (sigmoid)."""
@@ -75,34 +82,26 @@ class FindingsModel:
         return {str(self._model.config.id2label[index]): share for index, share in enumerate(shares)}
 
 
-def _load(folder: Path, num_threads: int | None, kind: str) -> tuple[Any, Any, Any]:
-    """Model, processor and device."""
-    import torch
+def _auto(name: str) -> Any:
+    from medvista_ray.torchvision_shim import ensure
 
-    from medvista_ray.torchvision_shim import install
-
-    install()
+    ensure()
     import transformers
 
-    if num_threads is not None:
-        torch.set_num_threads(num_threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    processor_kind = "AutoProcessor" if kind == "AutoModel" else "AutoImageProcessor"
-    with _loading(folder):
-        model: Any = getattr(transformers, kind).from_pretrained(folder, local_files_only=True)
-        processor: Any = getattr(transformers, processor_kind).from_pretrained(folder, local_files_only=True)
-    return model.to(device).eval().requires_grad_(False), processor, device
+    return getattr(transformers, name)
 
 
-@contextmanager
-def _loading(folder: Path) -> Generator[None]:
-    """What transformers raises for a folder that does not fit becomes an AssetError."""
-    if not folder.is_dir():
-        raise AssetError(f"weights {str(folder)!r} are not a folder")
-    try:
-        yield
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise AssetError(f"weights in {folder} do not load: {error}") from error
+def _fingerprint(choice: BackendChoice) -> str:
+    """Of the weights themselves, so that a bank of cases fits the model that made it."""
+    folder = weights_folder(choice)
+    files = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".json", ".bin"))
+    return hashlib.sha256("".join(sha256_of(path) for path in files).encode()).hexdigest()[:12]
+
+
+def _processor(kind: Any, choice: BackendChoice) -> Any:
+    """The folder's own preparation of pictures and words. Raises AssetError."""
+    with loading(choice):
+        return kind.from_pretrained(weights_folder(choice), local_files_only=True)
 
 
 def _picture(image: MedImage) -> Any:
