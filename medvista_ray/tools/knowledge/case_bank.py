@@ -24,7 +24,7 @@ from medvista_ray.types import MedImage, Split
 
 FORMAT = 1
 """Raise when the cases or the features change."""
-NUM_VIEWS = 12
+NUM_VIEWS = 16
 """Pictures of each subject."""
 SEED = 20
 
@@ -67,7 +67,7 @@ def subject_of(source: str) -> str | None:
 
 
 def open_bank(encoder: str, encode: Callable[[MedImage], NDArray[np.float32]]) -> CaseBank:
-    """The bank of an encoder, built once per cache folder (about a minute) and then read.
+    """The bank of an encoder, built once per cache folder (some ten seconds) and then read.
 
     Raises AssetError if a picture's asset is absent.
     """

@@ -2,7 +2,7 @@
 
 Invariant: only TRAIN subjects are in reach (`case_bank` refuses others), never the picture's own subject, and a case
 tells its kind and its source's description, never a question's answer. Likeness is the cosine of standardised
-features: LiteMedSAM's by default, those of a user's own model with backend "clip".
+features: those of `features` by default, those of a user's own model with backend "clip".
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class SimilarCases(Tool):
         from medvista_ray.tools.knowledge.case_bank import open_bank
         from medvista_ray.tools.parse.features import ENCODERS
 
-        self.encoder = load_backend(ENCODERS, self.name, self.options, "litemedsam")
+        self.encoder = load_backend(ENCODERS, self.name, self.options, "appearance")
         self.use(open_bank(self.encoder.name, self.encoder.fresh))
 
     def use(self, bank: CaseBank) -> None:

@@ -51,9 +51,13 @@ ALIASES = {
     "histopathology": "microscopy",
     "pathology": "microscopy",
 }
-_RIDGE = 1.0
+_RIDGE = 0.01
 _SHARPNESS = 6.0
 """Slope from a linear score to a softmax share."""
+_MARGIN = 3.0
+_MARKS = (1e-4, 0.4)
+"""Share of coloured pixels on the screen of an ultrasound machine."""
+_STAIN_SIDE = 768
 Candidate = Annotated[str, StringConstraints(strict=True, strip_whitespace=True, min_length=1, max_length=80)]
 
 
@@ -106,14 +110,16 @@ class Classify(Tool):
 
 
 class LinearModel:
-    """Ridge regression from features to kinds, each kind and each of its subjects weighing the same."""
+    """What colour alone settles (`certain`); for the rest, ridge regression from features to the kinds, each kind and
+    each of its subjects weighing the same.
+    """
 
     def __init__(self, choice: BackendChoice, options: ToolOptions) -> None:
         """Open the bank of reference pictures and learn from it. Raises AssetError."""
         from medvista_ray.tools.knowledge.case_bank import open_bank
-        from medvista_ray.tools.parse.features import PictureFeatures
+        from medvista_ray.tools.parse.features import Appearance
 
-        self.encoder = PictureFeatures(choice, options)
+        self.encoder = Appearance(choice, options)
         self.fit(open_bank(self.encoder.name, self.encoder.fresh))
 
     def fit(self, bank: CaseBank) -> None:
@@ -130,7 +136,11 @@ class LinearModel:
     def rank(self, image: MedImage, labels: Sequence[str]) -> NDArray[np.float32]:
         """Shares among `labels`. Raises ToolArgumentError for a kind that it was not taught."""
         columns = [self._column(label) for label in labels]
-        scores = (self._inputs(self.encoder.of(image)[None]) @ self._matrix)[0, columns] * _SHARPNESS
+        scores = (self._inputs(self.encoder.of(image)[None]) @ self._matrix)[0] * _SHARPNESS
+        sure = certain(image.display())
+        if sure is not None:
+            scores[self.labels.index(sure)] = scores.max() + _MARGIN
+        scores = scores[columns]
         shares = np.exp(scores - scores.max())
         return (shares / shares.sum()).astype(np.float32)
 
@@ -147,9 +157,20 @@ class LinearModel:
         return np.concatenate([scaled, np.ones((len(scaled), 1))], axis=1)
 
 
+def certain(display: NDArray[np.uint8]) -> str | None:
+    """The kind that colour settles: stained or fluorescent cells, or a grey picture with the coloured marks of a screen."""
+    from medvista_ray.tools.parse.features import colour_share
+    from medvista_ray.tools.parse.nuclei import stain
+
+    step = max(1, max(display.shape[:2]) // _STAIN_SIDE)
+    if stain(display[::step, ::step]) is not None:
+        return "microscopy"
+    return "ultrasound" if _MARKS[0] < colour_share(display) < _MARKS[1] else None
+
+
 def _ridge(
     inputs: NDArray[np.float64], targets: NDArray[np.float64], weights: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """[D + 1, C] weighted ridge regression (the constant is penalised too)."""
     weighted = inputs * weights[:, None]
-    return np.linalg.solve(weighted.T @ inputs + _RIDGE * 1e-2 * np.eye(inputs.shape[1]), weighted.T @ targets)
+    return np.linalg.solve(weighted.T @ inputs + _RIDGE * np.eye(inputs.shape[1]), weighted.T @ targets)

@@ -16,6 +16,8 @@ _MIN_AREA_PX = 25
 _MIN_SATURATION = 0.06
 _MIN_NUM, _MIN_SOLIDITY = 12, 0.85
 """Grey blobs count as a fluorescence picture from so many on, if so convex."""
+_MAX_SHARE = 0.03
+"""A nucleus is a small part of a field of view."""
 _MAX_SIDE = 2048
 
 
@@ -35,21 +37,22 @@ def count(display: NDArray[np.uint8], kind: Stain) -> list[tuple[int, int, int, 
     """Pixel boxes (y0, x0, y1, x1) of nuclei."""
     from skimage.measure import regionprops
 
-    return [tuple(part.bbox) for part in regionprops(labels(_density(display, kind)))]
+    # A stain is textured inside a nucleus: it needs a coarser scale (both chosen on train slides).
+    return [tuple(part.bbox) for part in regionprops(labels(_density(display, kind), 2.0 if kind == "stained" else 1.0))]
 
 
-def labels(density: NDArray[np.float32]) -> NDArray[np.int32]:
-    """[H, W] instance numbers of bright blobs; 0 is background."""
+def labels(density: NDArray[np.float32], sigma: float = 1.0) -> NDArray[np.int32]:
+    """[H, W] instance numbers of bright blobs about `sigma` pixels apart in detail; 0 is background."""
     from scipy import ndimage
     from skimage.feature import peak_local_max
     from skimage.filters import gaussian, threshold_otsu
     from skimage.morphology import remove_small_holes, remove_small_objects
     from skimage.segmentation import watershed
 
-    smooth = gaussian(density, 1.0)
+    smooth = gaussian(density, sigma)
     mask = smooth > threshold_otsu(smooth)
     mask = remove_small_holes(remove_small_objects(mask, max_size=_MIN_AREA_PX - 1), max_size=64)
-    distance = gaussian(ndimage.distance_transform_edt(mask), 1.0)
+    distance = gaussian(ndimage.distance_transform_edt(mask), sigma)
     peaks = peak_local_max(distance, min_distance=5, labels=ndimage.label(mask)[0], exclude_border=False)
     seeds = np.zeros(mask.shape, np.int32)
     seeds[tuple(peaks.T)] = np.arange(1, len(peaks) + 1)
@@ -74,5 +77,5 @@ def _looks_fluorescent(grey: NDArray[np.float32]) -> bool:
     if len(parts) < _MIN_NUM:
         return False
     areas = np.array([part.area for part in parts])
-    is_alike = float(areas.std() / areas.mean()) < 0.9
+    is_alike = float(areas.std() / areas.mean()) < 0.9 and float(areas.max()) < _MAX_SHARE * grey.size
     return is_alike and float(np.median([part.solidity for part in parts])) > _MIN_SOLIDITY
