@@ -59,7 +59,11 @@ def _tumours() -> Iterator[tuple[str, MedImage, Any]]:
         window = (-1000.0, 400.0) if name.startswith("lung") else None
         for index in np.flatnonzero((np.asarray(scan.labels) > 0).sum(axis=(1, 2)) >= 60):
             pixels = np.ascontiguousarray(scan.values[index])
-            yield name, MedImage(pixels, scan.modality, scan.spacing_mm[1:], scan.unit, window), np.asarray(scan.labels[index]) > 0
+            yield (
+                name,
+                MedImage(pixels, scan.modality, scan.spacing_mm[1:], scan.unit, window),
+                np.asarray(scan.labels[index]) > 0,
+            )
 
 
 def segment_medical(album: Album) -> dict[str, Any]:
@@ -101,13 +105,20 @@ def measure(album: Album) -> dict[str, Any]:
         scan = open_volume(name)
         label = np.asarray(scan.labels) > 0
         parts = [
-            call(tool, MedImage(np.asarray(scan.values[i]), scan.modality, scan.spacing_mm[1:], scan.unit), Mask(0, label[i]), mask_index=0)
+            call(
+                tool,
+                MedImage(np.asarray(scan.values[i]), scan.modality, scan.spacing_mm[1:], scan.unit),
+                Mask(0, label[i]),
+                mask_index=0,
+            )
             for i in np.flatnonzero(label.any(axis=(1, 2)))
         ]
         pixels = np.array([part.data["num_pixels"] for part in parts])
         mean = float(np.sum([part.data["mean"] for part in parts] * pixels) / pixels.sum())
         volume = float(np.sum([part.data["area"] for part in parts]) * scan.spacing_mm[0])
-        for key, value in (("original_firstorder_Mean", mean), ("original_shape_VoxelVolume", volume)):
+        diameter = max(part.data["long_axis"] for part in parts)
+        values = {"firstorder_Mean": mean, "shape_VoxelVolume": volume, "shape_Maximum2DDiameterSlice": diameter}
+        for key, value in ((f"original_{key}", value) for key, value in values.items()):
             reference = _reference(key, name)
             if reference is not None:
                 errors[f"{name}.{key.split('_')[-1]}"] = round(abs(value - reference) / abs(reference), 5)
@@ -218,7 +229,12 @@ def detect_findings(album: Album) -> dict[str, Any]:
 
 def _synonyms(number: int) -> list[tuple[str, str]]:
     """(synonym, id) of sampled HPO concepts; a synonym that two concepts share is left out."""
-    pairs = [(name, d.id) for d in documents(["HPO"]) if "Also: " in d.text for name in d.text.split("Also: ")[1].rstrip(".").split("; ")]
+    pairs = [
+        (name, d.id)
+        for d in documents(["HPO"])
+        if "Also: " in d.text
+        for name in d.text.split("Also: ")[1].rstrip(".").split("; ")
+    ]
     names = [name.casefold() for name, _ in pairs]
     shared = _repeated(names)
     kept = [pair for pair in pairs if pair[0].casefold() not in shared]

@@ -55,7 +55,7 @@ def _add_tool_commands(parser: ArgumentParser) -> None:
         command.add_argument("name", metavar="NAME", help='registered name or "module:Class"')
     add = run.add_argument
     add("--image", type=Path, action="append", default=[], metavar="FILE", help="DICOM, PNG, NIfTI or NRRD; repeatable")
-    add("--args", dest="arguments", default="{}", metavar="JSON", help='arguments, e.g. \'{"bbox": [100, 100, 400, 400]}\'')
+    add("--args", dest="arguments", default="{}", metavar="JSON", help="arguments, e.g. '{\"bbox\": [100, 100, 400, 400]}'")
     add("--backend", metavar="JSON", help='what computes, e.g. \'{"name": "clip", "weights": "FOLDER"}\'')
     add("--out", type=Path, default=Path("tool_result"), metavar="DIR", help="folder of the result (default: tool_result)")
 

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from rich.console import Console
-from rich.table import Table
 
 from medvista_ray.errors import ConfigError
 from medvista_ray.tools.base import BackendChoice, ToolContext, ToolOptions
@@ -22,11 +22,9 @@ from medvista_ray.types import Mask, MedImage, ToolOutcome
 
 def list_command(console: Console | None = None) -> int:
     """Family, name and signature of every registered tool."""
-    table = Table("family", "tool", "what it does")
-    specs = sorted(load_tools(TOOLS.names()), key=lambda spec: (spec.family, spec.name))
-    for spec in specs:
-        table.add_row(spec.family, spec.name, spec.signature())
-    (console or Console()).print(table)
+    out = console or Console()
+    for spec in sorted(load_tools(TOOLS.names()), key=lambda spec: (spec.family, spec.name)):
+        out.print(f"{spec.family:<10} {spec.signature()}", markup=False, highlight=False, soft_wrap=True)
     return 0
 
 
@@ -52,7 +50,7 @@ def run_command(
 
     (spec,) = load_tools([name])
     given = _object("--args", arguments)
-    choice = {spec.name: BackendChoice(**_object("--backend", backend))} if backend else {}
+    choice = {spec.name: _choice(backend)} if backend else {}
     context = ToolContext({index: open_file(path) for index, path in enumerate(images)}, {})
     tool = spec(ToolOptions(backends=choice))
     tool.setup()
@@ -61,6 +59,14 @@ def run_command(
     text = outcome.result.text if outcome.result else f"{outcome.error}: {outcome.message}"
     (console or Console()).print("\n".join([text, *map(str, written)]), markup=False, highlight=False, soft_wrap=True)
     return 0 if outcome.result else 1
+
+
+def _choice(text: str) -> BackendChoice:
+    try:
+        return BackendChoice.model_validate(_object("--backend", text))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ConfigError(f"--backend {text!r}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
 
 
 def _object(option: str, text: str) -> dict[str, Any]:
@@ -83,7 +89,9 @@ def _write(outcome: ToolOutcome, context: ToolContext, out: Path) -> list[Path]:
     out.mkdir(parents=True, exist_ok=True)
     paths = [out / "result.json"]
     paths[0].write_text(json.dumps(told, indent=2) + "\n")
-    pictures = [(f"image_{context.num_images + i}.png", image.display()) for i, image in enumerate(result.images)] if result else []
+    pictures = (
+        [(f"image_{context.num_images + i}.png", image.display()) for i, image in enumerate(result.images)] if result else []
+    )
     if result:
         pictures += [(f"mask_{context.num_masks + i}.png", _outlined(mask, context)) for i, mask in enumerate(result.masks)]
     for name, pixels in pictures:

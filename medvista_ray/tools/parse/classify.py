@@ -168,9 +168,7 @@ def certain(display: NDArray[np.uint8]) -> str | None:
     return "ultrasound" if _MARKS[0] < colour_share(display) < _MARKS[1] else None
 
 
-def _ridge(
-    inputs: NDArray[np.float64], targets: NDArray[np.float64], weights: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def _ridge(inputs: NDArray[np.float64], targets: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
     """[D + 1, C] weighted ridge regression (the constant is penalised too)."""
     weighted = inputs * weights[:, None]
     return np.linalg.solve(weighted.T @ inputs + _RIDGE * np.eye(inputs.shape[1]), weighted.T @ targets)

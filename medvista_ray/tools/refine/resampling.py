@@ -46,9 +46,7 @@ def bounded(image: MedImage) -> MedImage:
     return rescaled(image, resample(image.pixels, max(1, round(image.size[0] * factor)), max(1, round(image.size[1] * factor))))
 
 
-def resample(
-    pixels: NDArray[Any], height: int, width: int, method: Image.Resampling = Image.Resampling.BILINEAR
-) -> NDArray[Any]:
+def resample(pixels: NDArray[Any], height: int, width: int, method: Image.Resampling = Image.Resampling.BILINEAR) -> NDArray[Any]:
     """On a grid of `height` x `width` (antialiased when it shrinks); keeps the dtype and the range."""
     if pixels.shape[:2] == (height, width):
         return np.ascontiguousarray(pixels)
