@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 from rich.console import Console
 
-from medvista_ray.errors import ConfigError
+from medvista_ray.errors import ConfigError, UserError
 from medvista_ray.tools.base import BackendChoice, ToolContext, ToolOptions
 from medvista_ray.tools.catalog import TOOLS, load_tools
 from medvista_ray.types import Mask, MedImage, ToolOutcome
@@ -23,9 +23,18 @@ from medvista_ray.types import Mask, MedImage, ToolOutcome
 def list_command(console: Console | None = None) -> int:
     """Family, name and signature of every registered tool."""
     out = console or Console()
-    for spec in sorted(load_tools(TOOLS.names()), key=lambda spec: (spec.family, spec.name)):
-        out.print(f"{spec.family:<10} {spec.signature()}", markup=False, highlight=False, soft_wrap=True)
+    for line in sorted(map(_line, TOOLS.names())):
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
     return 0
+
+
+def _line(name: str) -> str:
+    """A tool in a line; one that does not load (a third party's) says why and hides no other."""
+    try:
+        (spec,) = load_tools([name])
+    except UserError as error:
+        return f"{'?':<10} {name}: {error}"
+    return f"{spec.family:<10} {spec.signature()}"
 
 
 def show_command(name: str, console: Console | None = None) -> int:

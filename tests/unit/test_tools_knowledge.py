@@ -130,7 +130,8 @@ def test_a_test_picture_finds_neither_itself_nor_another_test_subject(similar: S
     found = open_plate(subject)
     for source in (subject, "", "lung1"):  # also one that hides or lies about where it is from
         named = cases_of(similar, MedImage(pixels=found.pixels, modality="CT", source=source))
-        assert named and {BY_ID[name].split for name in named} == {Split.TRAIN}
+        assert named
+        assert {BY_ID[name].split for name in named} == {Split.TRAIN}
 
 
 @pytest.mark.assets

@@ -61,7 +61,9 @@ def test_text_is_read_with_its_place_and_once(reader: ReadText) -> None:
     lines = call(reader, image).data["lines"]
     assert [line["text"].replace(" ", "") for line in lines] == ["IM12/88", "2.5cm"]
     x0, y0, x1, y1 = lines[0]["bbox"]
-    assert x0 <= 105 and 100 < y0 < y1 < 300 and x1 > 300
+    assert x0 <= 105
+    assert 100 < y0 < y1 < 300
+    assert x1 > 300
     call(reader, image)
     assert reader.cache.num_made == before + 1
 
@@ -132,7 +134,8 @@ def test_bright_discs_are_counted(finder: DetectFindings, number: int) -> None:
 def test_a_kind_without_a_detector_is_told_as_such(finder: DetectFindings) -> None:
     ramp = MedImage(pixels=np.arange(65536, dtype=np.int32).reshape(256, 256), modality="CT")
     result = call(finder, ramp)
-    assert result.data["findings"] == [] and result.data["in_domain"] is False
+    assert result.data["findings"] == []
+    assert result.data["in_domain"] is False
     assert "no detector for this kind of picture" in result.text
 
 

@@ -24,8 +24,9 @@ from medvista_ray.types import MedImage, Split
 
 FORMAT = 1
 """Raise when the cases or the features change."""
-NUM_VIEWS = 16
-"""Pictures of each subject."""
+NUM_VIEWS = 24
+"""Pictures of each subject; every second one is lightened or darkened, as screens and presets differ."""
+_LOG_GAMMA = 0.5
 SEED = 20
 
 
@@ -39,7 +40,7 @@ class Case:
     caption: str
     """What the source says about the subject."""
     recipe: Mapping[str, Any]
-    """From which the bench renders the picture; a projection says so with "project"."""
+    """From which the bench renders the picture; "gamma" and "project" (a computed radiograph) are this module's own."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def subject_of(source: str) -> str | None:
 
 
 def open_bank(encoder: str, encode: Callable[[MedImage], NDArray[np.float32]]) -> CaseBank:
-    """The bank of an encoder, built once per cache folder (some ten seconds) and then read.
+    """The bank of an encoder, built once per cache folder (under a minute) and then read.
 
     Raises AssetError if a picture's asset is absent.
     """
@@ -90,6 +91,8 @@ def planned_cases() -> Iterator[Case]:
         rng = np.random.default_rng([SEED, *subject.id.encode()])
         for number in range(NUM_VIEWS):
             recipe = draw_view(rng, subject)
+            if number % 2:
+                recipe["gamma"] = float(np.exp(rng.uniform(-_LOG_GAMMA, _LOG_GAMMA)))
             caption = f"{subject.modality}: {about[recipe['plate']]}"
             yield Case(f"{subject.id}/{number}", subject.id, subject.modality, caption, recipe)
     for number in range(NUM_VIEWS):
@@ -101,7 +104,11 @@ def render_case(case: Case) -> MedImage:
     """Its picture."""
     from medvista_ray.tasks.bench.pictures import render
 
-    return project(int(case.recipe["project"])) if "project" in case.recipe else render(case.recipe)
+    image = project(int(case.recipe["project"])) if "project" in case.recipe else render(case.recipe)
+    if "gamma" not in case.recipe:
+        return image
+    lit = (255.0 * (image.display() / 255.0) ** case.recipe["gamma"]).astype(np.uint8)
+    return MedImage(pixels=lit, modality=image.modality, spacing_mm=image.spacing_mm, source=image.source)
 
 
 def project(number: int) -> MedImage:

@@ -64,7 +64,7 @@ class Ocr:
 
     def read(self, display: Picture) -> list[TextLine]:
         """Lines of a picture [H, W, 3] as displayed, from top to bottom."""
-        windows = sorted(self.detect(display), key=lambda window: (window.y0, window.x0))
+        windows = _reading_order(self.detect(display))
         read = self.recognise([display[w.y0 : w.y1, w.x0 : w.x1] for w in windows])
         lines = (TextLine(text, window, score) for window, (text, score) in zip(windows, read, strict=True))
         return [line for line in lines if line.text.strip()]
@@ -107,6 +107,16 @@ class Ocr:
         kept = (best != 0) & np.concatenate([[True], best[1:] != best[:-1]])
         text = "".join(self._characters[int(index)] for index in best[kept])
         return text, float(scores[kept].mean()) if kept.any() else 0.0
+
+
+def _reading_order(windows: Sequence[Window]) -> list[Window]:
+    """Rows from the top, each from the left; a window belongs to the row whose first window holds its middle."""
+    rows: list[list[Window]] = []
+    for window in sorted(windows, key=lambda window: window.y0 + window.y1):
+        if not rows or window.y0 + window.y1 > 2 * rows[-1][0].y1:
+            rows.append([])
+        rows[-1].append(window)
+    return [window for row in rows for window in sorted(row, key=lambda window: window.x0)]
 
 
 def _session(folder: Path, part: str, num_threads: int | None) -> Any:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Literal
 
 from medvista_ray.errors import ToolArgumentError
-from medvista_ray.tools.refine.resampling import MAX_LONG_SIDE, rescaled, resample
+from medvista_ray.tools.refine.resampling import MAX_LONG_SIDE, resample, rescaled
 from medvista_ray.types import MedImage, Plane, VolumeImage
 
 Preset = Literal["lung", "mediastinum", "bone", "brain"]
