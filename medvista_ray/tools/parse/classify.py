@@ -171,4 +171,4 @@ def certain(display: NDArray[np.uint8]) -> str | None:
 def _ridge(inputs: NDArray[np.float64], targets: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
     """[D + 1, C] weighted ridge regression (the constant is penalised too)."""
     weighted = inputs * weights[:, None]
-    return np.linalg.solve(weighted.T @ inputs + _RIDGE * np.eye(inputs.shape[1]), weighted.T @ targets)
+    return np.linalg.solve(weighted.T @ inputs + _RIDGE * np.eye(inputs.shape[1]), weighted.T @ targets).astype(np.float64)

@@ -7,7 +7,7 @@ Called by `detect_findings`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,7 +48,8 @@ def body_mask(values: NDArray[np.float32]) -> Mask:
     """The largest thing denser than air, holes filled (the table falls away)."""
     from scipy import ndimage
 
-    labels, count = ndimage.label(ndimage.binary_opening(values > _BODY_HU, iterations=2))
+    labelled: Any = ndimage.label(ndimage.binary_opening(values > _BODY_HU, iterations=2))
+    labels, count = labelled
     if not count:
         return np.zeros(values.shape, bool)
     largest = int(np.bincount(labels.ravel())[1:].argmax()) + 1

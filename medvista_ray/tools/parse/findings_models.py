@@ -67,7 +67,7 @@ def _xray_network(choice: BackendChoice) -> tuple[Any, list[str]]:
     from medvista_ray.torchvision_shim import ensure
 
     ensure()
-    from torchxrayvision.models import DenseNet
+    from torchxrayvision.models import DenseNet  # pyright: ignore[reportMissingImports] - an optional extra
 
     with safe_open(str(choice.weights), framework="pt") as file:
         listed = (file.metadata() or {}).get("pathologies", "")

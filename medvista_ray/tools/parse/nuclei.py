@@ -6,7 +6,7 @@ textured ones as several. Stains by colour deconvolution (Ruifrok and Johnston, 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,7 +53,8 @@ def labels(density: NDArray[np.float32], sigma: float = 1.0) -> NDArray[np.int32
     mask = smooth > threshold_otsu(smooth)
     mask = remove_small_holes(remove_small_objects(mask, max_size=_MIN_AREA_PX - 1), max_size=64)
     distance = gaussian(ndimage.distance_transform_edt(mask), sigma)
-    peaks = peak_local_max(distance, min_distance=5, labels=ndimage.label(mask)[0], exclude_border=False)
+    parts: Any = ndimage.label(mask)
+    peaks = peak_local_max(distance, min_distance=5, labels=parts[0], exclude_border=False)
     seeds = np.zeros(mask.shape, np.int32)
     seeds[tuple(peaks.T)] = np.arange(1, len(peaks) + 1)
     return np.asarray(watershed(-distance, seeds, mask=mask), np.int32)

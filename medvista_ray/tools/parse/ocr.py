@@ -144,8 +144,8 @@ def _cores(heat_HW: NDArray[np.float32]) -> list[Window]:
     """Bounding windows of connected text pixels that are sure enough."""
     from scipy import ndimage
 
-    labels, _ = ndimage.label(heat_HW > _PIXEL_THRESHOLD, structure=np.ones((3, 3)))
-    windows = [Window(rows.start, cols.start, rows.stop, cols.stop) for rows, cols in ndimage.find_objects(labels)]
+    labelled: Any = ndimage.label(heat_HW > _PIXEL_THRESHOLD, structure=np.ones((3, 3)))
+    windows = [Window(rows.start, cols.start, rows.stop, cols.stop) for rows, cols in ndimage.find_objects(labelled[0])]
     return [w for w in windows if _is_text(w, heat_HW)]
 
 
