@@ -122,7 +122,8 @@ def measure(album: Album) -> dict[str, Any]:
             reference = _reference(key, name)
             if reference is not None:
                 errors[f"{name}.{key.split('_')[-1]}"] = round(abs(value - reference) / abs(reference), 5)
-    return {"max_relative_error": max(errors.values()), "errors": errors}
+    diameters = {key: errors.pop(key) for key in list(errors) if "Diameter" in key}
+    return {"max_relative_error": max(errors.values()), "errors": errors, "diameter_errors": diameters}
 
 
 def _reference(feature: str, case: str) -> float | None:
