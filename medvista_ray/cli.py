@@ -46,6 +46,8 @@ def _parser() -> ArgumentParser:
     _add_data_commands(commands.add_parser("data", help="public data sets in a folder: what is there, and scores on them"))
     _add_episode_commands(commands.add_parser("episodes", help="the trajectory log of a run, also while it goes on"))
     _add_check_commands(commands.add_parser("check", help="run a contributor's environment or tool and report every violation"))
+    tools = commands.add_parser("tools", help="list the tools, or run one on a file of your own")
+    _add_tool_commands(tools)
     return parser
 
 
@@ -79,6 +81,22 @@ def _add_check_commands(parser: ArgumentParser) -> None:
         command.set_defaults(run=_check, kind=kind)
         if kind == "tool":
             command.add_argument("--args", type=json.loads, metavar="JSON", help="valid arguments, if none can be made up")
+
+
+def _add_tool_commands(parser: ArgumentParser) -> None:
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands.add_parser("list", help="every tool with its arguments").set_defaults(run=_list_tools)
+    show = commands.add_parser("show", help="what a tool does, and the schema of its arguments")
+    show.set_defaults(run=_show_tool)
+    run = commands.add_parser("run", help="run one call; returned pictures are written as PNG")
+    run.set_defaults(run=_run_tool)
+    for command in (show, run):
+        command.add_argument("name", metavar="NAME", help='registered name or "module:Class"')
+    add = run.add_argument
+    add("--image", type=Path, action="append", default=[], metavar="FILE", help="DICOM, PNG, NIfTI or NRRD; repeatable")
+    add("--args", dest="arguments", default="{}", metavar="JSON", help="arguments, e.g. '{\"bbox\": [100, 100, 400, 400]}'")
+    add("--backend", metavar="JSON", help='what computes, e.g. \'{"name": "clip", "weights": "FOLDER"}\'')
+    add("--out", type=Path, default=Path("tool_result"), metavar="DIR", help="folder of the result (default: tool_result)")
 
 
 def _add_asset_commands(parser: ArgumentParser) -> None:
@@ -189,6 +207,24 @@ def _list_assets(_: Namespace) -> int:
     from medvista_ray.assets.commands import list_command
 
     return list_command()
+
+
+def _list_tools(_: Namespace) -> int:
+    from medvista_ray.tools.commands import list_command
+
+    return list_command()
+
+
+def _show_tool(args: Namespace) -> int:
+    from medvista_ray.tools.commands import show_command
+
+    return show_command(args.name)
+
+
+def _run_tool(args: Namespace) -> int:
+    from medvista_ray.tools.commands import run_command
+
+    return run_command(args.name, args.image, args.arguments, args.out, args.backend)
 
 
 def _verify_assets(args: Namespace) -> int:

@@ -21,7 +21,12 @@ TOOLS = Registry(
         "segment_text": "medvista_ray.tools.localize.segment_text:SegmentText",
         "segment_medical": "medvista_ray.tools.localize.segment_medical:SegmentMedical",
         "measure": "medvista_ray.tools.parse.measure:Measure",
+        "classify": "medvista_ray.tools.parse.classify:Classify",
+        "detect_findings": "medvista_ray.tools.parse.detect_findings:DetectFindings",
+        "read_text": "medvista_ray.tools.parse.read_text:ReadText",
         "search_text": "medvista_ray.tools.knowledge.search_text:SearchText",
+        "lookup_concept": "medvista_ray.tools.knowledge.lookup_concept:LookupConcept",
+        "similar_cases": "medvista_ray.tools.knowledge.similar_cases:SimilarCases",
     },
 )
 
