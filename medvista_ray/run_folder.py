@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import json
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ class RunFolder:
 
 
 @contextmanager
-def open_run_folder(config: TrainConfig, resume: bool) -> Iterator[RunFolder]:
+def open_run_folder(config: TrainConfig, resume: bool) -> Generator[RunFolder]:
     """Hold the run's folder: a new one, or with `resume` the one of an interrupted run.
 
     Raises RunFolderError if it is used, held by another process, absent, finished, or made with another configuration.

@@ -87,7 +87,8 @@ def build_tiny_model(
         torch.manual_seed(seed)
         model = InternVLForConditionalGeneration(tiny_config(tokenizer, shape)).float()
         # Tokens' identities dominate the residual stream at the start, so that copying is learned early.
-        model.get_input_embeddings().weight.detach().mul_(EMBEDDING_GAIN)
+        embeddings: Any = model.get_input_embeddings()
+        embeddings.weight.detach().mul_(EMBEDDING_GAIN)
     assert model.generation_config is not None
     model.generation_config.eos_token_id = token_id(tokenizer, END_OF_TURN)
     model.generation_config.pad_token_id = token_id(tokenizer, PADDING)

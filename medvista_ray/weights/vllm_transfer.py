@@ -118,8 +118,8 @@ def _abandon_unfinished_update(model: torch.nn.Module) -> None:
 
 def _tied_heads(model: torch.nn.Module) -> list[tuple[ParallelLMHead, VocabParallelEmbedding]]:
     """Heads that share an embedding's memory, with that embedding."""
-    embeddings = [module for module in model.modules() if type(module) is VocabParallelEmbedding]
-    heads = [module for module in model.modules() if isinstance(module, ParallelLMHead)]
+    embeddings: list[Any] = [module for module in model.modules() if type(module) is VocabParallelEmbedding]
+    heads: list[Any] = [module for module in model.modules() if isinstance(module, ParallelLMHead)]
     return [(h, e) for h in heads for e in embeddings if h.weight.data_ptr() == e.weight.data_ptr()]
 
 

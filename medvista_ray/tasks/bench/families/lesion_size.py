@@ -6,6 +6,7 @@ margin, so measuring the box itself misses the tolerance, and the field of view 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -70,7 +71,8 @@ def pool(split: Split) -> dict[int, list[Candidate]]:
     """Every (picture, object) of the split's fixed pool of pictures, by logarithmic length bin."""
     able = [s for s in subjects(split, volume=True) if volume(s.id).labels is not None and structures(s.id)]
     rng = np.random.default_rng([31, list(Split).index(split)])
-    edges = np.exp(np.linspace(*np.log(RANGE_MM), NUM_BINS + 1))
+    low, high = RANGE_MM
+    edges = np.exp(np.linspace(math.log(low), math.log(high), NUM_BINS + 1))
     bins: dict[int, list[Candidate]] = {}
     num_pictures = 0
     while able and num_pictures < NUM_PICTURES[split]:

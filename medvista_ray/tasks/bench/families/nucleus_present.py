@@ -33,7 +33,8 @@ def depth_maps(name: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     labels = plate(name).labels
     assert labels is not None
     nuclei = np.asarray(labels) > 0
-    return distance_transform_edt(nuclei).astype(np.float32), distance_transform_edt(~nuclei).astype(np.float32)
+    inside, outside = (np.asarray(distance_transform_edt(part), np.float32) for part in (nuclei, ~nuclei))
+    return inside, outside
 
 
 def make(rng: Generator, split: Split, index: int) -> Draft | None:
