@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from medvista_ray.assets.volumes import Plate, Volume, open_plate, open_volume
-from medvista_ray.types import Box, MedImage
+from medvista_ray.types import Box, MedImage, VolumeImage
 
 Recipe = Mapping[str, Any]
 Window = tuple[float, float]
@@ -36,11 +36,23 @@ def plate(name: str) -> Plate:
     return open_plate(name)
 
 
+def render_all(recipe: Recipe) -> list[MedImage]:
+    """The pictures of a task: those of the recipes under "images", or the one of the recipe itself."""
+    return [render(one) for one in recipes_of(recipe)]
+
+
+def recipes_of(recipe: Recipe) -> list[Recipe]:
+    """One recipe a picture."""
+    return list(recipe["images"]) if "images" in recipe else [recipe]
+
+
 def render(recipe: Recipe) -> MedImage:
-    """The picture of a recipe: {"plate", "slice", "crop": [row, col, height, width], "flip": [ud, lr], "window", "view",
-    "text": [{"word", "at": [row, col], "height"}]}."""
+    """The picture of a recipe: {"plate", "slice", "crop": [row, col, height, width], "flip": [ud, lr], "turn": quarters
+    clockwise, "window", "view", "text": [{"word", "at": [row, col], "height"}]}; with "slices": [first, one past the last] a scan, never flipped."""
+    if "slices" in recipe:
+        return _scan(recipe)
     values, spacing, unit, modality = _source(recipe)
-    pixels = orient(values, recipe)
+    pixels = np.rot90(orient(values, recipe), -int(recipe.get("turn", 0)))
     if recipe.get("view") == "hematoxylin":
         pixels = hematoxylin(pixels)
     window = recipe.get("window")
@@ -53,6 +65,17 @@ def render(recipe: Recipe) -> MedImage:
         source=str(recipe["plate"]),
     )
     return _with_text(image, recipe.get("text", ()))
+
+
+def _scan(recipe: Recipe) -> VolumeImage:
+    scan = volume(str(recipe["plate"]))
+    first, stop = recipe["slices"]
+    row, col, height, width = recipe["crop"]
+    part = np.ascontiguousarray(scan.values[first:stop, row : row + height, col : col + width])
+    low, high = recipe["window"]
+    window = float(low), float(high)
+    source = str(recipe["plate"])
+    return VolumeImage.of(part, scan.modality, scan.spacing_mm, unit=scan.unit, window=window, source=source)
 
 
 def _source(recipe: Recipe) -> tuple[NDArray[Any], tuple[float, float] | None, str, str]:

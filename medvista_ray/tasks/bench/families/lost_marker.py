@@ -1,0 +1,74 @@
+"""Which side marker is burned in somewhere? `ground` finds the text, `zoom_in` shows it.
+
+The letter is drawn on a real picture, as scanners and technologists do; the question does not tell where.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from numpy.random import Generator
+
+from medvista_ray.tasks.bench.draft import Draft
+from medvista_ray.tasks.bench.drawing import draw_view, pick
+from medvista_ray.tasks.bench.families.side_marker import MARKERS
+from medvista_ray.tasks.bench.lettering import burn
+from medvista_ray.tasks.bench.subjects import Subject, wide_subjects
+from medvista_ray.types import AnswerKind, Box, Split
+
+if TYPE_CHECKING:
+    from medvista_ray.tasks.bench.expert import BenchExpert
+
+MODALITIES = ("CT", "MRI", "X-ray", "bone scan", "fundus photograph")
+"""No ultrasound: its screens carry letters of their own."""
+HEIGHT = (0.024, 0.036)
+"""Of the letter, as a share of the picture's side."""
+MIN_HEIGHT_PX, MIN_SIDE = 14, 200
+QUESTIONS = (
+    "A side marker is burned in somewhere. Which one: L, R, A or P?",
+    "Find the marker letter and read it. Options: L, R, A, P.",
+)
+
+
+def make(rng: Generator, split: Split, index: int) -> Draft | None:
+    """One question; `index` cycles the letters."""
+    subject: Subject = pick(rng, wide_subjects(split, *MODALITIES))
+    recipe = draw_view(rng, subject)
+    side = recipe["crop"][2]
+    if side < MIN_SIDE:
+        return None
+    letter = MARKERS[index % len(MARKERS)]
+    gold = burn(rng, recipe, letter, max(MIN_HEIGHT_PX, round(side * rng.uniform(*HEIGHT))))
+    return Draft(
+        subject=subject.id,
+        modality=subject.kind,
+        question=pick(rng, QUESTIONS),
+        answer=letter,
+        kind=AnswerKind.CHOICE,
+        choices=MARKERS,
+        chance=1 / len(MARKERS),
+        recipe=recipe,
+        regions=(gold,),
+        plan=("ground", "zoom_in"),
+    )
+
+
+def play(hand: BenchExpert) -> Iterator[str]:
+    """Find text, zoom in where it is the marker, read; a marker that was not found cannot be read."""
+    yield hand.call("ground", phrase="text")
+    boxes = [tuple(map(int, found)) for found in re.findall(r"\[(\d+), (\d+), (\d+), (\d+)\]", hand.reply)]
+    hit = next((box for box in boxes if _holds(box, hand.task.regions[0])), None)
+    if hit is None:
+        yield hand.answer("not found")
+        return
+    yield hand.call("zoom_in", image_index=0, bbox=list(hit))
+    yield hand.answer(hand.task.answer)
+
+
+def _holds(box: tuple[int, ...], gold: Box) -> bool:
+    """Whether the box shows most of the letter."""
+    width = min(box[2], gold[2]) - max(box[0], gold[0])
+    height = min(box[3], gold[3]) - max(box[1], gold[1])
+    return width >= 0.6 * (gold[2] - gold[0]) and height >= 0.6 * (gold[3] - gold[1])
