@@ -48,7 +48,8 @@ def recipes_of(recipe: Recipe) -> list[Recipe]:
 
 def render(recipe: Recipe) -> MedImage:
     """The picture of a recipe: {"plate", "slice", "crop": [row, col, height, width], "flip": [ud, lr], "turn": quarters
-    clockwise, "window", "view", "text": [{"word", "at": [row, col], "height"}]}; with "slices": [first, one past the last] a scan, never flipped."""
+    clockwise, "window", "view", "text": [{"word", "at": [row, col], "height"}]}; with "slices": [first, one past the last]
+    a scan, never flipped."""
     if "slices" in recipe:
         return _scan(recipe)
     values, spacing, unit, modality = _source(recipe)

@@ -1,6 +1,6 @@
 """Which side marker is burned in somewhere? `ground` finds the text, `zoom_in` shows it.
 
-The letter is drawn on a real picture, as scanners and technologists do; the question does not tell where.
+The letter is drawn on a dark part of a real picture, as technologists set it beside the patient; the question does not tell where.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from numpy.random import Generator
 from medvista_ray.tasks.bench.draft import Draft
 from medvista_ray.tasks.bench.drawing import draw_view, pick
 from medvista_ray.tasks.bench.families.side_marker import MARKERS
-from medvista_ray.tasks.bench.lettering import burn
+from medvista_ray.tasks.bench.lettering import burn_on_dark
 from medvista_ray.tasks.bench.subjects import Subject, wide_subjects
 from medvista_ray.types import AnswerKind, Box, Split
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 MODALITIES = ("CT", "MRI", "X-ray", "bone scan", "fundus photograph")
 """No ultrasound: its screens carry letters of their own."""
-HEIGHT = (0.024, 0.036)
+HEIGHT = (0.032, 0.045)
 """Of the letter, as a share of the picture's side."""
-MIN_HEIGHT_PX, MIN_SIDE = 14, 200
+MIN_HEIGHT_PX, MIN_SIDE = 18, 200
 QUESTIONS = (
     "A side marker is burned in somewhere. Which one: L, R, A or P?",
     "Find the marker letter and read it. Options: L, R, A, P.",
@@ -40,7 +40,9 @@ def make(rng: Generator, split: Split, index: int) -> Draft | None:
     if side < MIN_SIDE:
         return None
     letter = MARKERS[index % len(MARKERS)]
-    gold = burn(rng, recipe, letter, max(MIN_HEIGHT_PX, round(side * rng.uniform(*HEIGHT))))
+    gold = burn_on_dark(rng, recipe, letter, max(MIN_HEIGHT_PX, round(side * rng.uniform(*HEIGHT))))
+    if gold is None:
+        return None
     return Draft(
         subject=subject.id,
         modality=subject.kind,

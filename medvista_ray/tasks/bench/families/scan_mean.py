@@ -6,10 +6,11 @@ The wanted mean is drawn first, so that no value is common.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.random import Generator
+from numpy.typing import NDArray
 
 from medvista_ray.tasks.bench.comparing import cut
 from medvista_ray.tasks.bench.draft import Draft
@@ -17,7 +18,7 @@ from medvista_ray.tasks.bench.drawing import draw_box, pick, written
 from medvista_ray.tasks.bench.families.box_measure import MEAN_BINS_HU
 from medvista_ray.tasks.bench.scans import block, draw_scan, introduced
 from medvista_ray.tasks.bench.subjects import Subject, wide_subjects
-from medvista_ray.types import AnswerKind, Split
+from medvista_ray.types import AnswerKind, Box, Split
 
 if TYPE_CHECKING:
     from medvista_ray.tasks.bench.expert import BenchExpert
@@ -40,9 +41,9 @@ def make(rng: Generator, split: Split, index: int) -> Draft | None:
     low, high = bins[index % len(bins)]
     for _ in range(NUM_TRIES):
         number = int(rng.integers(len(values)))
-        box = draw_box(rng, int(rng.integers(80, 300)), int(rng.integers(80, 300)))
+        box = draw_box(rng, int(rng.integers(90, 300)), int(rng.integers(90, 300)), margin=20)
         mean = float(cut(values[number], box).mean())
-        if low <= mean < high:
+        if low <= mean < high and _is_steady(values[number], box, mean):
             break
     else:
         return None
@@ -60,6 +61,14 @@ def make(rng: Generator, split: Split, index: int) -> Draft | None:
         plan=("enhance", "measure"),
         facts={"slice": number},
     )
+
+
+def _is_steady(values: NDArray[Any], box: Box, mean: float) -> bool:
+    """Whether a pixel more or less on every side leaves the mean within half of what the grader allows."""
+    steps = [-(-1000 // extent) for extent in values.shape]
+    allowed = max(TOLERANCE * abs(mean), SLACK) / 2
+    turns = ((box[0] - k * steps[1], box[1] - k * steps[0], box[2] + k * steps[1], box[3] + k * steps[0]) for k in (-1, 1))
+    return all(abs(float(cut(values, turn).mean()) - mean) <= allowed for turn in turns)
 
 
 def play(hand: BenchExpert) -> Iterator[str]:
