@@ -87,6 +87,7 @@ def audit_family(family: str, bench: MedVistaBench, client: LocalToolClient, siz
     results = [asyncio.run(solve(task, bench, client)) for task in played]
     found = audit_shortcuts(bench, train, test)
     expert, chance = float(np.mean([right for right, _ in results])), float(np.mean([task.chance for task in test]))
+    by_plan = float(np.mean([called == task.plan for task, (_, called) in zip(played, results, strict=True)]))
     no_tool = all(not task.plan for task in test)
     return {
         "modality": sorted({task.modality for task in (*train, *test)}),
@@ -97,7 +98,9 @@ def audit_family(family: str, bench: MedVistaBench, client: LocalToolClient, siz
         "plan": list(max((task.plan for task in test), key=len)),
         "expert_accuracy": round(expert, 3),
         "expert_num_tasks": len(played),
-        "expert_by_plan": round(float(np.mean([called == task.plan for task, (_, called) in zip(played, results, strict=True)])), 3),
+        "expert_by_plan": round(
+            float(np.mean([called == task.plan for task, (_, called) in zip(played, results, strict=True)])), 3
+        ),
         "last_step_by_eye": family in BY_EYE,
         "shortcut_accuracy": max(found.values()),
         "shortcuts": found,
@@ -166,7 +169,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "command": shlex.join(["python", *sys.argv]),
     }
     options.json.write_text(json.dumps(report, indent=2) + "\n")
-    print(f"{len(rows) - len(failed)} of {len(rows)} families pass; tasks {counts['num']}; {report['wall_s']} s -> {options.json}")
+    print(
+        f"{len(rows) - len(failed)} of {len(rows)} families pass; tasks {counts['num']}; {report['wall_s']} s -> {options.json}"
+    )
     return 1 if failed else 0
 
 

@@ -1,6 +1,7 @@
 """Which side marker is burned in somewhere? `ground` finds the text, `zoom_in` shows it.
 
-The letter is drawn on a dark part of a real picture, as technologists set it beside the patient; the question does not tell where.
+The letter is drawn on a dark part of a real picture, as technologists set it beside the patient; the
+question does not tell where.
 """
 
 from __future__ import annotations

@@ -115,7 +115,9 @@ def _pair(rng: Generator, subject: Subject, small: Structure, large: Structure) 
     stop = min(shape[0], max(small.slice, large.slice) + 1 + int(rng.integers(1, MAX_BESIDE)))
     recipe: dict[str, Any] = {"plate": subject.id, "slices": [first, stop], "crop": [row, col, side, side]}
     recipe["window"] = _window(rng, subject, recipe)
-    (top, bottom), (left, right) = ([1000 * (e - start) / side for e in edge] for edge, start in zip(edges, (row, col), strict=True))
+    (top, bottom), (left, right) = (
+        [1000 * (e - start) / side for e in edge] for edge, start in zip(edges, (row, col), strict=True)
+    )
     box = (round(left), round(top), round(right), round(bottom))
     return Pair(subject.id, recipe, small.slice - first, large.slice - first, box)
 
