@@ -98,9 +98,7 @@ def audit_family(family: str, bench: MedVistaBench, client: LocalToolClient, siz
         "plan": list(max((task.plan for task in test), key=len)),
         "expert_accuracy": round(expert, 3),
         "expert_num_tasks": len(played),
-        "expert_by_plan": round(
-            float(np.mean([called == task.plan for task, (_, called) in zip(played, results, strict=True)])), 3
-        ),
+        "expert_by_plan": round(by_plan, 3),
         "last_step_by_eye": family in BY_EYE,
         "shortcut_accuracy": max(found.values()),
         "shortcuts": found,

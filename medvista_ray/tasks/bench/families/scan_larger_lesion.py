@@ -16,7 +16,7 @@ from numpy.random import Generator
 
 from medvista_ray.tasks.bench.draft import Draft
 from medvista_ray.tasks.bench.drawing import log_uniform, loosen, pick, written
-from medvista_ray.tasks.bench.families.lesion_size import Structure, corner, structures
+from medvista_ray.tasks.bench.families.lesion_size import Structure, crop_start, structures
 from medvista_ray.tasks.bench.pictures import volume
 from medvista_ray.tasks.bench.scans import block, introduced, scan_window
 from medvista_ray.tasks.bench.subjects import BY_ID, Subject, wide_subjects
@@ -110,7 +110,7 @@ def _pair(rng: Generator, subject: Subject, small: Structure, large: Structure) 
     edges = [_union(a, b) for a, b in ((small.rows, large.rows), (small.cols, large.cols))]
     extent = max(stop - start for start, stop in edges)
     side = int(np.clip(extent / log_uniform(rng, 0.25, 0.5), 64, min(shape[1:])))
-    row, col = (corner(rng, edge, side, length) for edge, length in zip(edges, shape[1:], strict=True))
+    row, col = (crop_start(rng, edge, side, length) for edge, length in zip(edges, shape[1:], strict=True))
     first = max(0, min(small.slice, large.slice) - int(rng.integers(1, MAX_BESIDE)))
     stop = min(shape[0], max(small.slice, large.slice) + 1 + int(rng.integers(1, MAX_BESIDE)))
     recipe: dict[str, Any] = {"plate": subject.id, "slices": [first, stop], "crop": [row, col, side, side]}
