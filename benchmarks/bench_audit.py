@@ -40,7 +40,7 @@ TOOLS = (
     "enhance",
     "compare_regions",
     "ground",
-    "segment_prompt",
+    "segment_text",
     "segment_medical",
     "measure",
     "search_text",

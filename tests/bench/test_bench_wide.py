@@ -19,7 +19,7 @@ from medvista_ray.tools.client import LocalToolClient
 from medvista_ray.types import Split, Task, VolumeImage
 
 pytestmark = pytest.mark.assets
-CHEAP_TOOLS = ("zoom_in", "super_resolve", "enhance", "compare_regions", "ground", "segment_prompt", "measure", "search_text")
+CHEAP_TOOLS = ("zoom_in", "super_resolve", "enhance", "compare_regions", "ground", "segment_text", "measure", "search_text")
 NEW = tuple(name for name in SETS["wide"] if name not in SETS["core"])
 NUM_TASKS = 10
 

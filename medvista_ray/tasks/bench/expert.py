@@ -29,8 +29,8 @@ THOUGHTS = {
     "enhance": ("I show that slice.", "First that slice."),
     "super_resolve": ("I sharpen it.", "A finer grid will help."),
     "compare_regions": ("I compare them side by side.", "Side by side."),
-    "ground": ("I look for them.", "Where are they?"),
-    "segment_prompt": ("I outline it.", "I trace its edge."),
+    "ground": ("I look for it.", "Where is it?"),
+    "segment_text": ("I outline all of them.", "Where are they?"),
     "answer": ("Now I know.", "I have it."),
 }
 FIELDS = {"wide": "width", "width": "width", "high": "height", "height": "height", "mean": "mean"}

@@ -35,7 +35,8 @@ def burn_on_dark(rng: Generator, recipe: dict[str, Any], word: str, height: int)
 
 def _place(rng: Generator, side: int, word: str, height: int) -> tuple[int, int]:
     tall, wide = glyph(word, height)[0].shape
-    row, col = (int(rng.integers(0.04 * side, max(0.96 * side - extent, 0.04 * side + 1))) for extent in (tall, wide))
+    edge = side // 25
+    row, col = (int(rng.integers(edge, max(side - edge - extent, edge + 1))) for extent in (tall, wide))
     return row, col
 
 

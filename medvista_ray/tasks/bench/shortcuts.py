@@ -86,4 +86,4 @@ def _predict(train: Sequence[Task], test: Sequence[Task], x_NF: Floats, x_test_N
 
 
 def _ridge(x_NF: Floats, y: Floats, strength: float) -> Floats:
-    return np.linalg.solve(x_NF.T @ x_NF + strength * np.eye(x_NF.shape[1]), x_NF.T @ y)
+    return np.asarray(np.linalg.solve(x_NF.T @ x_NF + strength * np.eye(x_NF.shape[1]), x_NF.T @ y), dtype=np.float64)

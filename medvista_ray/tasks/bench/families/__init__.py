@@ -29,9 +29,8 @@ _WIDE = {
     "scan_mean": 0.15,
     "scan_length": 0.15,
     "scan_denser_slice": 0.15,
-    "scan_larger_lesion": 0.15,
+    "scan_lesion_longer": 0.15,
     "more_nuclei": 0.10,
-    "larger_nucleus": 0.10,
 }
 SHARES = _CORE | _WIDE
 """Weight of each family; its share of a split is this over the sum of those in use."""

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.random import Generator
+from numpy.typing import NDArray
 
 from medvista_ray.tasks.bench.draft import Draft
 from medvista_ray.tasks.bench.drawing import log_uniform, loosen, pick, written
-from medvista_ray.tasks.bench.families.lesion_size import pool
+from medvista_ray.tasks.bench.families.lesion_size import Candidate, Structure, pool
 from medvista_ray.tasks.bench.pictures import box_of, orient, volume
 from medvista_ray.tasks.bench.subjects import BY_ID
 from medvista_ray.types import AnswerKind, Split
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 RANGE_MM = (25.0, 40.0)
 """Of the asked length: structures of both sides exist for each."""
 RATIO = 1.4
+LOOSE = 0.12, 0.3
+"""Margin of the question's box on each side, as a share of the structure's."""
 QUESTIONS = (
     "Is the structure in box {box} longer than {length} mm? yes or no",
     "Is the largest diameter of the lesion or organ inside {box} more than {length} mm? Answer yes or no.",
@@ -33,25 +36,17 @@ QUESTIONS = (
 
 def make(rng: Generator, split: Split, index: int) -> Draft | None:
     """One question; `index` alternates yes and no."""
-    is_longer = index % 2 == 0
-    length = round(log_uniform(rng, *RANGE_MM))
-    candidates = [one for group in pool(split).values() for one in group]
-    if is_longer:
-        able = [one for one in candidates if one.structure.length_mm >= length * RATIO]
-    else:
-        able = [one for one in candidates if one.structure.length_mm <= length / RATIO]
-    if not able:
+    found = draw_case(rng, split, is_longer=index % 2 == 0)
+    if found is None:
         return None
-    chosen = pick(rng, able)
-    labels = volume(chosen.structure.subject).labels
-    assert labels is not None
-    gold = box_of(orient(np.asarray(labels[chosen.structure.slice]) == chosen.structure.label, chosen.recipe))
-    box = loosen(rng, gold, 0.12, 0.3)
+    chosen, length = found
+    gold = box_of(orient(outline_of(chosen.structure), chosen.recipe))
+    box = loosen(rng, gold, *LOOSE)
     return Draft(
         subject=chosen.structure.subject,
         modality=BY_ID[chosen.structure.subject].kind,
         question=pick(rng, QUESTIONS).format(box=written(box), length=length),
-        answer="yes" if is_longer else "no",
+        answer=("yes", "no")[index % 2],
         kind=AnswerKind.CHOICE,
         choices=("yes", "no"),
         chance=0.5,
@@ -60,6 +55,25 @@ def make(rng: Generator, split: Split, index: int) -> Draft | None:
         plan=("segment_medical", "measure"),
         facts={"length_mm": length},
     )
+
+
+def draw_case(rng: Generator, split: Split, *, is_longer: bool) -> tuple[Candidate, int] | None:
+    """A length in mm, and a structure that is clearly longer or clearly not; None if the split has none."""
+    length = round(log_uniform(rng, *RANGE_MM))
+    every = [one for group in pool(split).values() for one in group]
+    able = [one for one in every if _is_clear(one.structure.length_mm, length, is_longer=is_longer)]
+    return (pick(rng, able), length) if able else None
+
+
+def _is_clear(true_mm: float, asked_mm: float, *, is_longer: bool) -> bool:
+    return true_mm >= RATIO * asked_mm if is_longer else true_mm <= asked_mm / RATIO
+
+
+def outline_of(structure: Structure) -> NDArray[np.bool_]:
+    """[H, W] its mask in its whole slice."""
+    labels = volume(structure.subject).labels
+    assert labels is not None
+    return np.asarray(labels[structure.slice]) == structure.label
 
 
 def play(hand: BenchExpert) -> Iterator[str]:

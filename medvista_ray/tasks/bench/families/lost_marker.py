@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from numpy.random import Generator
 
 from medvista_ray.tasks.bench.draft import Draft
-from medvista_ray.tasks.bench.drawing import draw_view, pick
+from medvista_ray.tasks.bench.drawing import draw_view, middle_in, pick
 from medvista_ray.tasks.bench.families.side_marker import MARKERS
 from medvista_ray.tasks.bench.lettering import burn_on_dark
 from medvista_ray.tasks.bench.subjects import Subject, wide_subjects
@@ -71,7 +71,5 @@ def play(hand: BenchExpert) -> Iterator[str]:
 
 
 def _holds(box: tuple[int, ...], gold: Box) -> bool:
-    """Whether the box shows most of the letter."""
-    width = min(box[2], gold[2]) - max(box[0], gold[0])
-    height = min(box[3], gold[3]) - max(box[1], gold[1])
-    return width >= 0.6 * (gold[2] - gold[0]) and height >= 0.6 * (gold[3] - gold[1])
+    """Whether the box is about the letter: each has its middle in the other (gold has a margin around the strokes)."""
+    return middle_in(box, gold) and middle_in(gold, box)

@@ -1,7 +1,7 @@
-"""Which of two boxes of a slide holds more nuclei? Zoom in on each, `ground` the nuclei there, compare the counts.
+"""Which of two boxes of a close-up holds more nuclei? `segment_text` outlines all nuclei; count those in each box.
 
 The truth is the number of labelled nuclei whose centre lies in the box; the boxes have one size and stand at random, and
-the larger count is at least 1.8 times the other.
+the larger count is at least twice the other. The picture holds few enough nuclei for the tool to tell every one.
 """
 
 from __future__ import annotations
@@ -16,19 +16,24 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from scipy.ndimage import center_of_mass
 
+from medvista_ray.tasks.bench.comparing import cut
 from medvista_ray.tasks.bench.draft import Draft
-from medvista_ray.tasks.bench.drawing import draw_box, draw_view, pick, written
-from medvista_ray.tasks.bench.pictures import plate
+from medvista_ray.tasks.bench.drawing import draw_box, draw_view, middle_in, pick, written
+from medvista_ray.tasks.bench.pictures import orient, plate
 from medvista_ray.tasks.bench.subjects import Subject, wide_subjects
-from medvista_ray.types import AnswerKind, Box, Split
+from medvista_ray.types import AnswerKind, Split
 
 if TYPE_CHECKING:
     from medvista_ray.tasks.bench.expert import BenchExpert
 
 MIN_SIDE = 400
 """Pixels of a plate: smaller ones are a close-up already."""
-MIN_RATIO, MIN_GAP, MIN_COUNT = 1.8, 4, 2
-BOX_SHARE = (0.22, 0.34)
+MIN_RATIO, MIN_GAP = 2.0, 3
+MAX_NUCLEI, MAX_TOLD = 16, 20
+"""In the picture, and those that the tool tells at most."""
+SIDE_PX = (130, 200)
+"""Of the picture: a small part of a slide, flipped at random, so that a place in it says nothing."""
+BOX_SHARE = (0.36, 0.48)
 NUM_TRIES = 40
 QUESTIONS = (
     "Which box holds more nuclei, A {a} or B {b}?",
@@ -43,12 +48,14 @@ def labelled_slides(split: Split) -> list[tuple[Subject, str]]:
 
 
 @lru_cache(maxsize=4)
-def centres(name: str) -> NDArray[np.float64]:
-    """[nuclei, 2] row and column of each nucleus's centre."""
+def centres(name: str) -> NDArray[np.uint8]:
+    """[H, W] 1 at each nucleus's centre."""
     labels = plate(name).labels
     assert labels is not None
     numbers = np.unique(labels)
-    return np.array(center_of_mass(labels > 0, labels, numbers[numbers > 0]))
+    found = np.zeros(labels.shape, np.uint8)
+    found[tuple(np.array(center_of_mass(labels > 0, labels, numbers[numbers > 0])).astype(int).T)] = 1
+    return found
 
 
 def make(rng: Generator, split: Split, index: int) -> Draft | None:
@@ -57,13 +64,15 @@ def make(rng: Generator, split: Split, index: int) -> Draft | None:
     if not able:
         return None
     subject, name = pick(rng, able)
-    recipe = draw_view(rng, subject, side=int(rng.integers(380, 512)))
-    recipe |= {"plate": name, "flip": [False, False]}
+    recipe = draw_view(rng, subject, side=int(rng.integers(*SIDE_PX))) | {"plate": name}
+    shown = orient(centres(name), recipe)
+    if shown.sum() > MAX_NUCLEI:
+        return None
     width = round(1000 * rng.uniform(*BOX_SHARE))
     for _ in range(NUM_TRIES):
         boxes = [draw_box(rng, width, width) for _ in range(2)]
-        few, many = sorted(counts := [_count(name, recipe["crop"], box) for box in boxes])
-        if few >= MIN_COUNT and many >= max(MIN_RATIO * few, few + MIN_GAP):
+        few, many = sorted(counts := [int(cut(shown, box).sum()) for box in boxes])
+        if many >= max(MIN_RATIO * few, few + MIN_GAP):
             break
     else:
         return None
@@ -79,23 +88,13 @@ def make(rng: Generator, split: Split, index: int) -> Draft | None:
         chance=0.5,
         recipe=recipe,
         regions=tuple(boxes),
-        plan=("zoom_in", "ground", "zoom_in", "ground"),
+        plan=("segment_text",),
     )
 
 
-def _count(name: str, crop: list[int], box: Box) -> int:
-    row, col, height, width = crop
-    low = np.array([row + box[1] * height / 1000, col + box[0] * width / 1000])
-    high = np.array([row + box[3] * height / 1000, col + box[2] * width / 1000])
-    return int(((centres(name) >= low) & (centres(name) < high)).all(axis=1).sum())
-
-
 def play(hand: BenchExpert) -> Iterator[str]:
-    """Zoom in and count in each box, compare."""
-    found: list[int] = []
-    for number, box in enumerate(hand.task.regions):
-        yield hand.call("zoom_in", image_index=0, bbox=box)
-        yield hand.call("ground", image_index=number + 1, phrase="nuclei")
-        told = re.match(r"(\d+) found", hand.reply)
-        found.append(int(told[1]) if told else 0)
-    yield hand.answer("A" if found[0] > found[1] else "B")
+    """Outline all, count the outlines whose middle is in each box."""
+    yield hand.call("segment_text", target="nuclei", max_masks=MAX_TOLD)
+    told = [tuple(map(int, found)) for found in re.findall(r"box \[(\d+), (\d+), (\d+), (\d+)\]", hand.reply)]
+    counts = [sum(middle_in(one, box) for one in told) for box in hand.task.regions]
+    yield hand.answer("A" if counts[0] > counts[1] else "B")
