@@ -62,7 +62,7 @@ def test_the_expert_solves_the_family_by_its_plan(
     family: str, bench: MedVistaBench, client: LocalToolClient, tasks: dict[tuple[str, Split], list[Task]]
 ) -> None:
     if "segment_medical" in tasks[family, Split.TEST][0].plan:
-        pytest.skip("plays a network of a second a picture: in the audit")
+        pytest.skip("needs a network that takes a second a picture: played in the audit")
     right = [asyncio.run(solved(task, bench, client)) for task in tasks[family, Split.TEST]]
     assert sum(right) >= 0.8 * NUM_TASKS
 

@@ -23,6 +23,9 @@ Window = tuple[float, float]
 CT_WINDOWS: tuple[Window, ...] = ((-160.0, 240.0), (-1000.0, 200.0), (-450.0, 1050.0), (-100.0, 300.0))
 """Abdomen, lung, bone and mediastinum: black and white point in HU."""
 
+MIN_CONTRAST = 60
+"""Between the darkest and the brightest display value of a picture that shows something."""
+
 
 @lru_cache(maxsize=32)
 def volume(name: str) -> Volume:
@@ -66,6 +69,11 @@ def render(recipe: Recipe) -> MedImage:
         source=str(recipe["plate"]),
     )
     return _with_text(image, recipe.get("text", ()))
+
+
+def shows_something(recipe: Recipe) -> bool:
+    """Whether there is more to see than air."""
+    return int(np.ptp(render(recipe).display()[::4, ::4])) >= MIN_CONTRAST
 
 
 def _scan(recipe: Recipe) -> VolumeImage:

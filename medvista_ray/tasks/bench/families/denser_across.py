@@ -14,7 +14,7 @@ from numpy.random import Generator
 from medvista_ray.tasks.bench.comparing import cut, grey, tell_apart, value_span
 from medvista_ray.tasks.bench.draft import Draft
 from medvista_ray.tasks.bench.drawing import draw_box, draw_view, pick, written
-from medvista_ray.tasks.bench.pictures import render
+from medvista_ray.tasks.bench.pictures import render, shows_something
 from medvista_ray.tasks.bench.subjects import Subject, wide_subjects
 from medvista_ray.types import AnswerKind, Split
 
@@ -32,7 +32,7 @@ def make(rng: Generator, split: Split, index: int) -> Draft | None:
     """One question; `index` decides whether A or B is the higher."""
     subject: Subject = pick(rng, wide_subjects(split))
     recipes = [draw_view(rng, subject) for _ in range(2)]
-    if len({recipe["plate"] for recipe in recipes}) != 1:
+    if len({recipe["plate"] for recipe in recipes}) != 1 or not all(map(shows_something, recipes)):
         return None
     values = [grey(render(recipe)) for recipe in recipes]
     span = value_span(values[0])

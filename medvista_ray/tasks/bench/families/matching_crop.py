@@ -15,7 +15,7 @@ from numpy.random import Generator
 from medvista_ray.tasks.bench.comparing import cut, grey, tell_apart, value_span
 from medvista_ray.tasks.bench.draft import Draft
 from medvista_ray.tasks.bench.drawing import draw_view, pick, written
-from medvista_ray.tasks.bench.pictures import render
+from medvista_ray.tasks.bench.pictures import render, shows_something
 from medvista_ray.tasks.bench.subjects import Subject, wide_subjects
 from medvista_ray.types import AnswerKind, Box, Split
 
@@ -43,6 +43,9 @@ def make(rng: Generator, split: Split, index: int) -> Draft | None:
     box = _box(places[0], side, values.shape[0])
     right = index % NUM_CANDIDATES
     order = [*places[1 : right + 1], places[0], *places[right + 1 :]]
+    shown = [recipe, *(_crop(recipe, place, side) for place in order)]
+    if not all(map(shows_something, shown)):
+        return None
     return Draft(
         subject=subject.id,
         modality=subject.kind,
@@ -51,7 +54,7 @@ def make(rng: Generator, split: Split, index: int) -> Draft | None:
         kind=AnswerKind.CHOICE,
         choices=tuple(f"image {number + 1}" for number in range(NUM_CANDIDATES)),
         chance=1 / NUM_CANDIDATES,
-        recipe={"images": [recipe, *(_crop(recipe, place, side) for place in order)]},
+        recipe={"images": shown},
         regions=(box,),
         plan=("compare_regions",),
     )

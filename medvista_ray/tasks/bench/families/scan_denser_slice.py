@@ -10,6 +10,7 @@ from numpy.random import Generator
 from medvista_ray.tasks.bench.comparing import cut, tell_apart, value_span
 from medvista_ray.tasks.bench.draft import Draft
 from medvista_ray.tasks.bench.drawing import draw_box, pick, written
+from medvista_ray.tasks.bench.pictures import shows_something
 from medvista_ray.tasks.bench.scans import block, draw_scan, introduced
 from medvista_ray.tasks.bench.subjects import Subject, wide_subjects
 from medvista_ray.types import AnswerKind, Split
@@ -28,6 +29,8 @@ def make(rng: Generator, split: Split, index: int) -> Draft | None:
     """One question; `index` decides whether the first or the second slice is the denser, and whether it is the lower."""
     subject: Subject = pick(rng, wide_subjects(split, volume=True))
     recipe = draw_scan(rng, subject)
+    if not shows_something(recipe):
+        return None
     values = block(recipe)
     span = value_span(values)
     denser_is_lower = index // 2 % 2 == 0

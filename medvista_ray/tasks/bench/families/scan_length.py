@@ -14,7 +14,7 @@ from numpy.random import Generator
 
 from medvista_ray.tasks.bench.draft import Draft
 from medvista_ray.tasks.bench.drawing import draw_box, log_uniform, pick, written
-from medvista_ray.tasks.bench.pictures import volume
+from medvista_ray.tasks.bench.pictures import shows_something, volume
 from medvista_ray.tasks.bench.scans import MAX_SIDE, MAX_SLICES, draw_scan
 from medvista_ray.tasks.bench.subjects import Subject, wide_subjects
 from medvista_ray.types import AnswerKind, Split
@@ -45,6 +45,8 @@ def make(rng: Generator, split: Split, index: int) -> Draft | None:
     if (num_slices and not MIN_SLICES <= num_slices <= most) or (side and not MIN_SIDE_PX <= side <= MAX_SIDE):
         return None
     recipe = draw_scan(rng, subject, num_slices, side)
+    if not shows_something(recipe):
+        return None
     first, stop = recipe["slices"]
     extent = (stop - first) * spacing[0] if word == "high" else recipe["crop"][2] * spacing[2]
     share = round(1000 * length / extent)

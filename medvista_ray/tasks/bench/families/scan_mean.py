@@ -16,6 +16,7 @@ from medvista_ray.tasks.bench.comparing import cut
 from medvista_ray.tasks.bench.draft import Draft
 from medvista_ray.tasks.bench.drawing import draw_box, pick, written
 from medvista_ray.tasks.bench.families.box_measure import MEAN_BINS_HU
+from medvista_ray.tasks.bench.pictures import shows_something
 from medvista_ray.tasks.bench.scans import block, draw_scan, introduced
 from medvista_ray.tasks.bench.subjects import Subject, wide_subjects
 from medvista_ray.types import AnswerKind, Box, Split
@@ -36,6 +37,8 @@ def make(rng: Generator, split: Split, index: int) -> Draft | None:
     """One question; `index` cycles the bins of the mean."""
     subject: Subject = pick(rng, wide_subjects(split, volume=True))
     recipe = draw_scan(rng, subject)
+    if not shows_something(recipe):
+        return None
     values = block(recipe)
     bins = MEAN_BINS_HU if subject.modality == "CT" else MEAN_BINS_SIGNAL
     low, high = bins[index % len(bins)]

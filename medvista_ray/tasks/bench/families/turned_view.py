@@ -9,6 +9,7 @@ from numpy.random import Generator
 
 from medvista_ray.tasks.bench.draft import Draft
 from medvista_ray.tasks.bench.drawing import draw_view, pick
+from medvista_ray.tasks.bench.pictures import shows_something
 from medvista_ray.tasks.bench.subjects import Subject, wide_subjects
 from medvista_ray.types import AnswerKind, Split
 
@@ -26,6 +27,8 @@ def make(rng: Generator, split: Split, index: int) -> Draft | None:
     """One question; `index` cycles the changes: a quarter, a half, three quarters clockwise, left and right swapped."""
     subject: Subject = pick(rng, wide_subjects(split))
     recipe = draw_view(rng, subject)
+    if not shows_something(recipe):
+        return None
     number = index % len(TURNS)
     rows, cols = recipe["flip"]
     change = {"flip": [rows, not cols]} if TURNS[number] == "mirrored" else {"turn": number + 1}

@@ -13,7 +13,7 @@ from numpy.random import Generator
 
 from medvista_ray.tasks.bench.draft import Draft
 from medvista_ray.tasks.bench.drawing import draw_box, draw_view, log_uniform, pick, written
-from medvista_ray.tasks.bench.pictures import plate, volume
+from medvista_ray.tasks.bench.pictures import plate, shows_something, volume
 from medvista_ray.tasks.bench.subjects import Subject, wide_subjects
 from medvista_ray.types import AnswerKind, Split
 
@@ -43,6 +43,8 @@ def make(rng: Generator, split: Split, index: int) -> Draft | None:
     if not all(MIN_SIDE_PX <= side <= _full(s) for s, both in zip(pair, sides, strict=True) for side in both):
         return None
     recipes = [draw_view(rng, s, side=round(both[i])) for i, (s, both) in enumerate(zip(pair, sides, strict=True))]
+    if not all(map(shows_something, recipes)):
+        return None
     boxes = [draw_box(rng, round(share), int(rng.integers(80, 600))) for share in shares]
     return Draft(
         subject="+".join(dict.fromkeys(subject.id for subject in pair)),
