@@ -1,7 +1,7 @@
 """No shortcut answers the bench: neither the commonest answer nor the question's words and numbers alone.
 
 Both baselines are fitted on training tasks and scored on test subjects by the real grader; each must stay within five
-points of the family's stated chance. (The thumbnail probe, which must open every picture, runs in the audit.)
+points (eight in the wide set: three standard errors) of the family's stated chance. (The thumbnail probe, which must open every picture, runs in the audit.)
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import pytest
 
 from medvista_ray.config import BenchConfig
 from medvista_ray.tasks.bench import shortcuts
-from medvista_ray.tasks.bench.families import SHARES
+from medvista_ray.tasks.bench.families import SETS, SHARES
 from medvista_ray.tasks.bench.source import MedVistaBench
 from medvista_ray.types import Split, Task
 
 pytestmark = pytest.mark.assets
 NUM_TRAIN, NUM_TEST = 240, 360
-MARGIN = 0.05
+MARGINS = {name: 0.05 if name in SETS["core"] else 0.08 for name in SHARES}
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +39,10 @@ def _chance(tasks: list[Task]) -> float:
 @pytest.mark.parametrize("family", list(SHARES))
 def test_the_commonest_answer_stays_near_chance(family: str, tasks: dict[str, tuple[list[Task], list[Task]]]) -> None:
     train, test = tasks[family]
-    assert shortcuts.accuracy(test, shortcuts.commonest(train, test)) <= _chance(test) + MARGIN
+    assert shortcuts.accuracy(test, shortcuts.commonest(train, test)) <= _chance(test) + MARGINS[family]
 
 
 @pytest.mark.parametrize("family", list(SHARES))
 def test_the_question_alone_stays_near_chance(family: str, tasks: dict[str, tuple[list[Task], list[Task]]]) -> None:
     train, test = tasks[family]
-    assert shortcuts.accuracy(test, shortcuts.from_question(train, test)) <= _chance(test) + MARGIN
+    assert shortcuts.accuracy(test, shortcuts.from_question(train, test)) <= _chance(test) + MARGINS[family]
