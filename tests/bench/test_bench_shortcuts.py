@@ -1,7 +1,8 @@
 """No shortcut answers the bench: neither the commonest answer nor the question's words and numbers alone.
 
 Both baselines are fitted on training tasks and scored on test subjects by the real grader; each must stay within five
-points (eight in the wide set: three standard errors) of the family's stated chance. (The thumbnail probe, which must open every picture, runs in the audit.)
+points (eight in the wide set: three standard errors) of the family's stated chance. The thumbnail probe, which must open
+every picture, runs in the audit.
 """
 
 from __future__ import annotations
