@@ -57,7 +57,9 @@ class BenchConfig(Section):
     num_test: Positive = 400
     """Test tasks, from subjects that no training task uses."""
     families: tuple[str, ...] = ()
-    """Question families to use; empty means all."""
+    """Question families to use, each a name or a set of the built-in bench: "core" (the seven that a small policy learns in
+    minutes) or "wide" (all that the audit passes: every modality, several pictures, scans). Empty means core, or all
+    families of a public set."""
 
 
 class ToolsConfig(Section):

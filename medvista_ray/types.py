@@ -205,6 +205,11 @@ class Task:
     recipe: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Plain JSON values from which the source opens the pictures, deterministic."""
 
+    @property
+    def difficulty(self) -> int:
+        """Tool calls that a shortest solution needs: 0, 1, 2, or 3 for three and more."""
+        return min(len(self.plan), 3)
+
 
 @dataclass(frozen=True)
 class ToolResult:

@@ -11,7 +11,7 @@ import pytest
 
 from medvista_ray.config import BenchConfig, ExpertConfig, TrainConfig
 from medvista_ray.models.policy import load_inputs, resolve_policy
-from medvista_ray.tasks.bench.families import SHARES
+from medvista_ray.tasks.bench.families import SETS
 from medvista_ray.tasks.bench.source import MedVistaBench
 from medvista_ray.tools.client import LocalToolClient
 from medvista_ray.types import Episode, Split
@@ -46,7 +46,7 @@ def test_the_expert_solves_most_tasks_of_unseen_subjects(found: Trajectories) ->
 
 def test_every_family_is_solved_and_by_its_planned_tools(found: Trajectories) -> None:
     by_family = Counter(episode.task.family for episode in found.kept)
-    assert set(by_family) == set(SHARES)
+    assert set(by_family) == set(SETS["core"])
     for episode in found.kept:
         assert tuple(turn.tool for turn in episode.turns if turn.tool) == episode.task.plan, episode.task.id
 

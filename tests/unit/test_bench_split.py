@@ -7,7 +7,7 @@ import pytest
 
 from medvista_ray.config import BenchConfig
 from medvista_ray.errors import ConfigError
-from medvista_ray.tasks.bench.families import SHARES
+from medvista_ray.tasks.bench.families import SETS
 from medvista_ray.tasks.bench.source import MedVistaBench
 from medvista_ray.tasks.bench.subjects import SUBJECTS, split_of_concept
 from medvista_ray.tasks.graders import grade
@@ -43,7 +43,7 @@ def test_tasks_show_only_pictures_and_concepts_of_their_split(bench: MedVistaBen
 
 def test_test_tasks_cover_every_family_and_four_modalities(bench: MedVistaBench) -> None:
     tasks = bench.tasks(Split.TEST)
-    assert {task.family for task in tasks} == set(SHARES)
+    assert {task.family for task in tasks} == set(SETS["core"])
     assert len({task.modality for task in tasks} - {"text"}) >= 4
 
 

@@ -26,3 +26,4 @@ class Draft:
     aliases: tuple[str, ...] = ()
     regions: tuple[Box, ...] = ()
     plan: tuple[str, ...] = field(default=())
+    facts: Mapping[str, Any] = field(default_factory=dict[str, Any])

@@ -83,6 +83,12 @@ def clip_box(edges: tuple[float, float, float, float]) -> Box:
     return x0, y0, x1, y1
 
 
+def middle_in(box: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    """Whether the middle of a box lies in another."""
+    x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+    return other[0] <= x <= other[2] and other[1] <= y <= other[3]
+
+
 def written(box: Box) -> str:
     """The box as a question writes it."""
     return f"[{box[0]}, {box[1]}, {box[2]}, {box[3]}]"

@@ -15,13 +15,16 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from medvista_ray.assets.volumes import Plate, Volume, open_plate, open_volume
-from medvista_ray.types import Box, MedImage
+from medvista_ray.types import Box, MedImage, VolumeImage
 
 Recipe = Mapping[str, Any]
 Window = tuple[float, float]
 
 CT_WINDOWS: tuple[Window, ...] = ((-160.0, 240.0), (-1000.0, 200.0), (-450.0, 1050.0), (-100.0, 300.0))
 """Abdomen, lung, bone and mediastinum: black and white point in HU."""
+
+MIN_CONTRAST = 60
+"""Between the darkest and the brightest display value of a picture that shows something."""
 
 
 @lru_cache(maxsize=32)
@@ -36,11 +39,24 @@ def plate(name: str) -> Plate:
     return open_plate(name)
 
 
+def render_all(recipe: Recipe) -> list[MedImage]:
+    """The pictures of a task: those of the recipes under "images", or the one of the recipe itself."""
+    return [render(one) for one in recipes_of(recipe)]
+
+
+def recipes_of(recipe: Recipe) -> list[Recipe]:
+    """One recipe a picture."""
+    return list(recipe["images"]) if "images" in recipe else [recipe]
+
+
 def render(recipe: Recipe) -> MedImage:
-    """The picture of a recipe: {"plate", "slice", "crop": [row, col, height, width], "flip": [ud, lr], "window", "view",
-    "text": [{"word", "at": [row, col], "height"}]}."""
+    """The picture of a recipe: {"plate", "slice", "crop": [row, col, height, width], "flip": [ud, lr], "turn": quarters
+    clockwise, "window", "view", "text": [{"word", "at": [row, col], "height"}]}; with "slices": [first, one past the last]
+    a scan, never flipped."""
+    if "slices" in recipe:
+        return _scan(recipe)
     values, spacing, unit, modality = _source(recipe)
-    pixels = orient(values, recipe)
+    pixels = np.rot90(orient(values, recipe), -int(recipe.get("turn", 0)))
     if recipe.get("view") == "hematoxylin":
         pixels = hematoxylin(pixels)
     window = recipe.get("window")
@@ -53,6 +69,22 @@ def render(recipe: Recipe) -> MedImage:
         source=str(recipe["plate"]),
     )
     return _with_text(image, recipe.get("text", ()))
+
+
+def shows_something(recipe: Recipe) -> bool:
+    """Whether there is more to see than air."""
+    return int(np.ptp(render(recipe).display()[::4, ::4])) >= MIN_CONTRAST
+
+
+def _scan(recipe: Recipe) -> VolumeImage:
+    scan = volume(str(recipe["plate"]))
+    first, stop = recipe["slices"]
+    row, col, height, width = recipe["crop"]
+    part = np.ascontiguousarray(scan.values[first:stop, row : row + height, col : col + width])
+    low, high = recipe["window"]
+    window = float(low), float(high)
+    source = str(recipe["plate"])
+    return VolumeImage.of(part, scan.modality, scan.spacing_mm, unit=scan.unit, window=window, source=source)
 
 
 def _source(recipe: Recipe) -> tuple[NDArray[Any], tuple[float, float] | None, str, str]:

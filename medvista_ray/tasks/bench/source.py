@@ -14,8 +14,8 @@ import numpy as np
 from medvista_ray.config import BenchConfig
 from medvista_ray.errors import ConfigError, InvariantError, did_you_mean
 from medvista_ray.tasks.bench.draft import Draft
-from medvista_ray.tasks.bench.families import FAMILIES, SHARES
-from medvista_ray.tasks.bench.pictures import render
+from medvista_ray.tasks.bench.families import FAMILIES, SETS, SHARES
+from medvista_ray.tasks.bench.pictures import recipes_of, render_all
 from medvista_ray.types import MedImage, Split, Task
 
 MAX_DRAWS = 400
@@ -28,11 +28,13 @@ class MedVistaBench:
     name = "medvista_bench"
 
     def __init__(self, config: BenchConfig) -> None:
-        unknown = [name for name in config.families if name not in SHARES]
+        unknown = [name for name in config.families if name not in (*SHARES, *SETS)]
         if unknown:
-            raise ConfigError(f"bench.families: {unknown[0]!r} is not a family; {did_you_mean(unknown[0], SHARES)}")
+            known = (*SETS, *SHARES)
+            raise ConfigError(f"bench.families: {unknown[0]!r} is not a family; {did_you_mean(unknown[0], known)}")
+        named = (SETS.get(name, (name,)) for name in config.families or ("core",))
         self.config = config
-        self.families = config.families or tuple(SHARES)
+        self.families = tuple(dict.fromkeys(name for names in named for name in names))
         self._made: dict[Split, list[Task]] = {}
 
     def tasks(self, split: Split) -> Sequence[Task]:
@@ -47,8 +49,8 @@ class MedVistaBench:
         return self._made[split]
 
     def open(self, task: Task) -> list[MedImage]:
-        """The one picture of a task."""
-        return [render(task.recipe)]
+        """The pictures of a task, one for most families."""
+        return render_all(task.recipe)
 
     def _make(self, split: Split, num_tasks: int) -> list[Task]:
         total = sum(SHARES[name] for name in self.families)
@@ -76,4 +78,6 @@ class MedVistaBench:
 
 
 def _task(draft: Draft, family: str, split: Split, identifier: str) -> Task:
-    return Task(id=identifier, source=MedVistaBench.name, family=family, split=split, **asdict(draft))
+    num_images = len(recipes_of(draft.recipe))
+    made = asdict(draft)
+    return Task(id=identifier, source=MedVistaBench.name, family=family, split=split, num_images=num_images, **made)

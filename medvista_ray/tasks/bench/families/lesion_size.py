@@ -117,7 +117,7 @@ def _picture(rng: Generator, subject: Subject, anchor: Structure) -> dict[str, A
     shape = volume(subject.plates[0]).values.shape[1:]
     extent = max(anchor.rows[1] - anchor.rows[0], anchor.cols[1] - anchor.cols[0])
     side = int(np.clip(extent / log_uniform(rng, 0.15, 0.5), 48, min(shape)))
-    corner = [_corner(rng, edge, side, length) for edge, length in zip((anchor.rows, anchor.cols), shape, strict=True)]
+    corner = [_crop_start(rng, edge, side, length) for edge, length in zip((anchor.rows, anchor.cols), shape, strict=True)]
     recipe: dict[str, Any] = {
         "plate": subject.id,
         "slice": anchor.slice,
@@ -131,7 +131,7 @@ def _picture(rng: Generator, subject: Subject, anchor: Structure) -> dict[str, A
     return recipe
 
 
-def _corner(rng: Generator, edge: tuple[int, int], side: int, length: int) -> int:
+def _crop_start(rng: Generator, edge: tuple[int, int], side: int, length: int) -> int:
     """First row (or column) of a crop of that side that holds the object, with a margin where there is room."""
     margin = max(2, (edge[1] - edge[0]) // 3)
     low = max(0, min(edge[1] + margin - side, length - side))
