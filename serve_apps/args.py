@@ -6,6 +6,7 @@ Owns `ToolsAppArgs`, `application_name` and `deployment_options`. Invariant: a t
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
@@ -39,7 +40,9 @@ class ToolsAppArgs(ToolServing):
         specs = load_tools(self.names)
         for spec in specs:
             if spec.family != self.family:
-                raise ConfigError(f"names: {spec.name!r} is of the family {spec.family!r}, this application serves {self.family!r}")
+                raise ConfigError(
+                    f"names: {spec.name!r} is of the family {spec.family!r}, this application serves {self.family!r}"
+                )
         return specs
 
 
@@ -78,14 +81,18 @@ def deployment_options(args: ToolsAppArgs, tool: str) -> dict[str, Any]:
 
 
 def _autoscaling(scaling: ToolScaling) -> AutoscalingConfig:
-    """Our policy, by its path: every node has it, because the package is installed there."""
+    """Our policy, by its path: every node has it, because the package is installed there.
+
+    Ray would rather have the interval in an environment variable, which an application cannot set for its replicas.
+    """
     kwargs = {"target_wait_s": scaling.target_wait_s, "max_busy": scaling.max_busy}
-    return AutoscalingConfig(
-        min_replicas=scaling.min_replicas,
-        max_replicas=scaling.max_replicas,
-        upscale_delay_s=scaling.upscale_delay_s,
-        downscale_delay_s=scaling.downscale_delay_s,
-        metrics_interval_s=scaling.interval_s,
-        look_back_period_s=5 * scaling.interval_s,
-        policy=AutoscalingPolicy(policy_function=POLICY, policy_kwargs=kwargs),
-    )
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+        return AutoscalingConfig(
+            min_replicas=scaling.min_replicas,
+            max_replicas=scaling.max_replicas,
+            upscale_delay_s=scaling.upscale_delay_s,
+            downscale_delay_s=scaling.downscale_delay_s,
+            metrics_interval_s=scaling.interval_s,
+            look_back_period_s=5 * scaling.interval_s,
+            policy=AutoscalingPolicy(policy_function=POLICY, policy_kwargs=kwargs),
+        )

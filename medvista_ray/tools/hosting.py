@@ -81,9 +81,7 @@ class ToolHost:
         lanes, width = list(self._lanes.values()), self.tool.num_parallel
         num_waiting = sum(len(lane.waiting) for lane in lanes)
         num_running = sum(width - lane.num_free for lane in lanes)
-        return HostLoad(
-            backlog_s=num_waiting * self._service_s / width, busy=num_running / width, service_s=self._service_s
-        )
+        return HostLoad(backlog_s=num_waiting * self._service_s / width, busy=num_running / width, service_s=self._service_s)
 
     async def call(self, arguments: Mapping[str, Any], context: ToolContext) -> ToolOutcome:
         """Wait for a slot, run the call, and give up on it after `timeout_s` (E5)."""

@@ -70,9 +70,7 @@ class GroundingDino:
         words = tokens["input_ids"].tolist()
         return [self._findings(query, *answer) for query, *answer in zip(queries, scores, boxes, words, strict=True)]
 
-    def _findings(
-        self, query: Query, scores: NDArray[np.float32], boxes: NDArray[np.float32], words: list[int]
-    ) -> list[Finding]:
+    def _findings(self, query: Query, scores: NDArray[np.float32], boxes: NDArray[np.float32], words: list[int]) -> list[Finding]:
         best = scores.max(axis=1)
         kept = [int(box) for box in np.argsort(-best)[:_MAX_FOUND] if best[box] >= query.box_threshold]
         return [
