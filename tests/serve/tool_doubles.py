@@ -1,4 +1,4 @@
-"""Real tools made for tests: one that sleeps and tells its process, so that calls can be caught in flight, and one that computes batches."""
+"""Real tools made for tests: one sleeps and tells its process, so that calls can be caught in flight; one computes batches."""
 
 from __future__ import annotations
 
