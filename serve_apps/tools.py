@@ -1,7 +1,6 @@
 """The tools of one family as a Ray Serve application: a deployment per tool, reached by handles only.
 
-Invariants: the application has no HTTP route unless its configuration asks for one; every replica bounds what it runs
-(a pool of threads), what it accepts (`max_ongoing_requests`) and how long a call takes; a health check runs the tool
+Invariants: the application has no HTTP route; every replica bounds what it runs (a pool of threads), what it accepts (`max_ongoing_requests`) and how long a call takes; a health check runs the tool
 itself; a tool's failure is an outcome, so that an exception here always means infrastructure. Deployed by
 `serve_apps.deploy` or `serve deploy` (configs/serve), called through `serve_apps.tool_client`.
 
@@ -22,7 +21,7 @@ from ray.serve import Application
 
 from medvista_ray.tools.base import Tool, ToolContext
 from medvista_ray.tools.catalog import load_tools
-from medvista_ray.tools.hosting import ToolHost
+from medvista_ray.tools.hosting import HostLoad, ToolHost
 from medvista_ray.types import MedImage, ToolOutcome
 from serve_apps.args import ToolsAppArgs, deployment_options
 from serve_apps.wire import PackedMask, pack_masks, unpack_mask
@@ -64,9 +63,9 @@ class ToolReplica:
             raise RuntimeError(f"{tool.name}: its threads hang in calls that timed out")
         await asyncio.get_running_loop().run_in_executor(self._health_pool, tool.probe)
 
-    async def record_autoscaling_stats(self) -> dict[str, float]:
+    async def record_autoscaling_stats(self) -> HostLoad:
         """What `serve_apps.autoscaling` decides on; Serve asks for it every few seconds."""
-        return {**self._host.load()}
+        return self._host.load()
 
     async def describe(self) -> dict[str, Any]:
         """Who this replica is, for tests and dashboards."""
