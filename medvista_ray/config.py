@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from medvista_ray.errors import ConfigError, did_you_mean
+from medvista_ray.tools.settings import ToolsConfig as ToolsConfig  # part of the configuration; lives with the tools
 
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
@@ -60,29 +61,6 @@ class BenchConfig(Section):
     """Question families to use, each a name or a set of the built-in bench: "core" (the seven that a small policy learns in
     minutes) or "wide" (all that the audit passes: every modality, several pictures, scans). Empty means core, or all
     families of a public set."""
-
-
-class ToolsConfig(Section):
-    """Which tools are on offer and how they are served."""
-
-    names: tuple[str, ...] = ("zoom_in", "segment_medical", "measure", "search_text")
-    """Registered tool names or "module:Class"."""
-    app_name: str = "medvista-tools"
-    """Name of the Ray Serve application."""
-    timeout_s: Annotated[float, Field(gt=0)] = 30.0
-    """Bound on one call, retries not counted."""
-    num_retries: Count = 3
-    """Retries of an infrastructure failure before the episode counts as failed."""
-    max_ongoing: Positive = 128
-    """Calls a replica accepts, waiting ones included; with more in flight, callers back off, which is slow."""
-    max_queued: Positive = 256
-    """Calls waiting per caller before back pressure."""
-    num_replicas: Positive = 1
-    """Replicas of each tool deployment."""
-    embedding_cache_mib: Positive = 1024
-    """Bound of the image-embedding cache of one segment_medical replica, in MiB."""
-    num_threads: Positive = 1
-    """CPU threads of one replica's neural net."""
 
 
 class RolloutConfig(Section):
@@ -306,6 +284,8 @@ def _keys(location: list[Any]) -> list[str]:
     """Valid keys of the section at `location`."""
     section: type[BaseModel] = TrainConfig
     for key in location:
+        if str(key) not in section.model_fields:  # a key of a mapping
+            continue
         annotation = section.model_fields[str(key)].annotation
         candidates = [annotation, *get_args(annotation)]
         section = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))

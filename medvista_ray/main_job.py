@@ -61,7 +61,7 @@ def check_before_start(config: TrainConfig) -> None:
     from medvista_ray.models.policy import resolve_policy
     from medvista_ray.tasks.source import load_source
 
-    load_tools(config.tools.names)
+    config.tools.check_keys(load_tools(config.tools.names))
     load_source(config.bench)
     for asset in catalog():
         if not asset.optional:

@@ -2,8 +2,8 @@
 
 Invariants: at most `max_in_flight` calls of a process are out at once; every attempt and every wait is bounded; a
 picture is stored once per process (by content hash) and travels by reference; back pressure and dead replicas are
-waited for, counted and logged, never scored. One client per process and event loop. Implements `ToolClient`; used by
-the generator actors and the expert.
+waited for, counted and logged, never scored. A tool is found in its family's application, whose name begins with
+`app_name`. One client per process and event loop. Implements `ToolClient`; used by the generator actors and the expert.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from medvista_ray.tools.catalog import load_tools, unknown_tool
 from medvista_ray.tools.execution import check, failure
 from medvista_ray.tools.statistics import CallStatistics, ToolStats
 from medvista_ray.types import MedImage, ToolOutcome
+from serve_apps.args import application_name
 from serve_apps.wire import pack_mask, unpack_masks
 
 _log = logging.getLogger(__name__)
@@ -37,7 +38,8 @@ _LONGEST_PAUSE_S = 8.0
 
 
 class ServeToolClient:
-    """See the module. `timeout_s` is the tools' own bound; a call may wait `queue_s` in queues on top of it."""
+    """See the module. `timeout_s` (`tool_timeout_s` of single tools) is the tools' own bound; a call may wait `queue_s`
+    in queues on top of it."""
 
     def __init__(
         self,
@@ -48,6 +50,7 @@ class ServeToolClient:
         queue_s: float = 120.0,
         max_in_flight: int = 64,
         image_cache_mib: int = 256,
+        tool_timeout_s: Mapping[str, float] | None = None,
     ) -> None:
         self.specs: tuple[type[Tool], ...] = load_tools(names)
         self.app_name = app_name
@@ -57,7 +60,7 @@ class ServeToolClient:
         self.failures: Counter[str] = Counter()
         """Infrastructure failures by kind; each was retried or raised."""
         self._specs = {spec.name: spec for spec in self.specs}
-        self._timeout_s, self._queue_s = timeout_s, queue_s
+        self._limits_s = {spec.name: (tool_timeout_s or {}).get(spec.name, timeout_s) + queue_s for spec in self.specs}
         self._slots = asyncio.Semaphore(max_in_flight)
         self._handles: dict[str, DeploymentHandle[Any]] = {}
         self._images = ImageRefs(image_cache_mib << 20)
@@ -84,12 +87,12 @@ class ServeToolClient:
             while True:
                 try:
                     attempt = self._attempt(name, arguments, context)
-                    outcome = await asyncio.wait_for(attempt, self._timeout_s + self._queue_s)
+                    outcome = await asyncio.wait_for(attempt, self._limits_s[name])
                     return replace(outcome, num_retries=num_retries)
                 except (RayError, RayServeException, TimeoutError) as error:  # fault boundary: infrastructure
                     self._note(name, error, context)
                     if num_retries == self.num_retries:
-                        words = f"tool {name!r} of application {self.app_name!r}: {num_retries + 1} attempts failed"
+                        words = f"tool {name!r} of application {self._application(name)!r}: {num_retries + 1} attempts failed"
                         raise ToolInfrastructureError(f"{words}; {_first_line(error)}") from error
                 await asyncio.sleep(_pause_s(num_retries))
                 num_retries += 1
@@ -117,12 +120,15 @@ class ServeToolClient:
         if name not in self._handles:
             try:
                 # In a thread: it asks the controller and would block the event loop.
-                handle = await asyncio.to_thread(serve.get_deployment_handle, name, self.app_name)
+                handle = await asyncio.to_thread(serve.get_deployment_handle, name, self._application(name))
             except KeyError as error:
-                words = f"application {self.app_name!r} serves no tool {name!r}; deploy it first"
+                words = f"application {self._application(name)!r} serves no tool {name!r}; deploy it first"
                 raise ToolInfrastructureError(words) from error
             self._handles.setdefault(name, handle.options(method_name="call"))
         return self._handles[name]
+
+    def _application(self, name: str) -> str:
+        return application_name(self.app_name, self._specs[name].family)
 
     def _note(self, name: str, error: Exception, context: ToolContext) -> None:
         self.failures[type(error).__name__] += 1

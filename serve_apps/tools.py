@@ -1,9 +1,11 @@
-"""The tools as one Ray Serve application: a deployment per tool, reached by handles only, and its typed arguments.
+"""The tools of one family as a Ray Serve application: a deployment per tool, reached by handles only.
 
-Invariants: the application has no HTTP route; every replica bounds what it runs (a pool of threads), what it accepts
-(`max_ongoing_requests`) and how long a call takes; a health check runs the tool itself; a tool's failure is an outcome,
-so that an exception here always means infrastructure. Deployed by `serve_apps.deploy`, called through
-`serve_apps.tool_client`.
+Invariants: the application has no HTTP route; every replica bounds what it runs (a pool of threads), what it accepts (`max_ongoing_requests`) and how long a call takes; a health check runs the tool
+itself; a tool's failure is an outcome, so that an exception here always means infrastructure. Deployed by
+`serve_apps.deploy` or `serve deploy` (configs/serve), called through `serve_apps.tool_client`.
+
+Calls that wait are computed together where the tool can (`Tool.run_many`); `ToolHost` makes the batches and not
+`serve.batch`, which would fill one before it knows when a slot falls free, and does not work in-process.
 """
 
 from __future__ import annotations
@@ -12,73 +14,29 @@ import asyncio
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from ray.serve import Application
 
-from medvista_ray.tools.base import ToolContext, ToolOptions
+from medvista_ray.tools.base import Tool, ToolContext
 from medvista_ray.tools.catalog import load_tools
-from medvista_ray.tools.hosting import ToolHost
+from medvista_ray.tools.hosting import HostLoad, ToolHost
 from medvista_ray.types import MedImage, ToolOutcome
+from serve_apps.args import ToolsAppArgs, deployment_options
 from serve_apps.wire import PackedMask, pack_masks, unpack_mask
-
-Positive = Annotated[int, Field(gt=0)]
-Seconds = Annotated[float, Field(gt=0)]
-
-
-class ToolsAppArgs(BaseModel):
-    """Arguments of the application; unknown keys are refused (Serve reports them as DEPLOY_FAILED)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-    names: tuple[str, ...] = ("zoom_in", "segment_medical", "measure", "search_text")
-    """Registered tool names or "module:Class"."""
-    timeout_s: Seconds = 30.0
-    """Bound on one call inside a replica, from its start."""
-    tool_timeout_s: dict[str, Seconds] = Field(default_factory=dict[str, float])
-    """Bounds of single tools, by name."""
-    max_ongoing: Positive = 128
-    """Calls a replica accepts; what it computes at once is the tool's `num_parallel`. Keep it above what callers have
-    in flight: Serve's router backs off from a full replica (16 gave a quarter of the throughput at 64 in flight).
-    """
-    max_queued: Positive = 256
-    """Calls waiting per caller before back pressure."""
-    num_replicas: Positive = 1
-    """Replicas of each tool."""
-    num_threads: Positive = 1
-    """CPU threads of one replica's neural net."""
-    precision: Literal["float32", "bfloat16"] | None = None
-    """Arithmetic of the neural nets; None takes the fastest that the processor has in hardware."""
-    embedding_cache_mib: Positive = 1024
-    """Bound of the image-embedding cache of one replica, in MiB."""
-    disk_cache_mib: Annotated[int, Field(ge=0)] = 2048
-    """Bound of the image embeddings kept on disk, in MiB."""
-    num_cpus: Annotated[float, Field(ge=0)] = 0.0
-    """Ray CPUs that each replica reserves. 0: replicas share what the generators leave."""
-    health_check_period_s: Seconds = 10.0
-    """Time between two health checks of a replica."""
-    health_check_timeout_s: Seconds = 30.0
-    """A replica that takes longer to answer one is replaced."""
 
 
 class ToolReplica:
     """Runs one tool. Serve makes one of these per replica process."""
 
-    def __init__(self, name: str, args: ToolsAppArgs, *siblings: Any) -> None:
-        """Load the tool. `siblings`, the application's other deployments, are ignored: Serve wants one root."""
+    def __init__(self, path: str, args: ToolsAppArgs, *siblings: Any) -> None:
+        """Load the tool at `path`. `siblings`, the application's other deployments, are ignored: Serve wants one root."""
         del siblings
-        (spec,) = load_tools((name,))
-        options = ToolOptions(
-            num_threads=args.num_threads,
-            precision=args.precision,
-            embedding_cache_mib=args.embedding_cache_mib,
-            disk_cache_mib=args.disk_cache_mib,
-        )
-        tool = spec(options)
+        (spec,) = load_tools((path,))
+        tool = spec(args.options())
         tool.setup()
-        self._host = ToolHost(tool, args.tool_timeout_s.get(spec.name, args.timeout_s))
+        self._host = ToolHost(tool, args.limit_s(spec.name))
         # Its own thread: a replica that is busy with long calls is healthy. The time-out is Serve's.
         self._health_pool = ThreadPoolExecutor(1, thread_name_prefix="health")
 
@@ -105,32 +63,28 @@ class ToolReplica:
             raise RuntimeError(f"{tool.name}: its threads hang in calls that timed out")
         await asyncio.get_running_loop().run_in_executor(self._health_pool, tool.probe)
 
+    async def record_autoscaling_stats(self) -> HostLoad:
+        """What `serve_apps.autoscaling` decides on; Serve asks for it every few seconds."""
+        return self._host.load()
+
     async def describe(self) -> dict[str, Any]:
         """Who this replica is, for tests and dashboards."""
-        return {"tool": self._host.tool.name, "signature": self._host.tool.signature(), "pid": os.getpid()}
+        tool = self._host.tool
+        return {"tool": tool.name, "family": tool.family, "signature": tool.signature(), "pid": os.getpid()}
 
 
 def build_tools_app(args: ToolsAppArgs) -> Application:
-    """The application; for `serve run serve_apps.tools:build_tools_app names='[...]'` and configs/serve/tools_cpu.yaml.
+    """The application; for `serve run serve_apps.tools:build_tools_app family=parse` and configs/serve/*.yaml.
 
-    Raises UnknownNameError for a tool that does not load.
+    Raises UnknownNameError for a tool that does not load, ConfigError for one of another family.
     """
-    specs = load_tools(args.names)
-    siblings = [_bind(path, spec.name, args) for path, spec in zip(args.names[1:], specs[1:], strict=True)]
-    return _bind(args.names[0], specs[0].name, args, *siblings)
+    specs = args.specs()
+    args.check_keys(specs)
+    root, *others = specs
+    return _bind(root, args, *(_bind(spec, args) for spec in others))
 
 
-def _bind(path: str, name: str, args: ToolsAppArgs, *siblings: Application) -> Application:
-    deployment: Any = serve.deployment(
-        ToolReplica,
-        name=name,
-        num_replicas=args.num_replicas,
-        max_ongoing_requests=args.max_ongoing,
-        max_queued_requests=args.max_queued,
-        health_check_period_s=args.health_check_period_s,
-        health_check_timeout_s=args.health_check_timeout_s,
-        graceful_shutdown_timeout_s=5.0,
-        ray_actor_options={"num_cpus": args.num_cpus},
-        max_constructor_retry_count=2,
-    )
-    return deployment.bind(path, args, *siblings)
+def _bind(spec: type[Tool], args: ToolsAppArgs, *siblings: Application) -> Application:
+    """By import path, so that a replica looks up no entry points."""
+    deployment: Any = serve.deployment(ToolReplica, **deployment_options(args, spec.name))
+    return deployment.bind(f"{spec.__module__}:{spec.__qualname__}", args, *siblings)

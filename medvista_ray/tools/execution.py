@@ -1,14 +1,15 @@
 """One call of one loaded tool, with every way it can go wrong turned into an outcome.
 
-Invariant: `execute` never raises. This is the fault boundary between a tool's code and an episode; `LocalToolClient`
-and the Serve replicas both run calls through it, so that they agree.
+Invariants: nothing here raises; what becomes of a call does not depend on the batch that it is in. This is the fault
+boundary between a tool's code and an episode; `LocalToolClient` and the Serve replicas both run calls through it, so that
+they agree.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel
@@ -45,14 +46,37 @@ def execute(tool: Tool, arguments: Mapping[str, Any], context: ToolContext) -> T
     start = time.perf_counter()
     try:
         result = tool.run(*checked)
-        fault = _fault(result, context)
     except ToolArgumentError as error:
         return failure(ErrorCode.E4, str(error), time.perf_counter() - start)
     except Exception as error:  # fault boundary: a tool's bug is an observation, never a crash
         _log.exception("tool %s failed", tool.name)
         fault = f"{type(error).__name__}: {error}"
         return failure(ErrorCode.E5, f"{tool.name} failed: {fault}", time.perf_counter() - start)
-    latency_s = time.perf_counter() - start
+    return _outcome(tool, result, checked[1], time.perf_counter() - start)
+
+
+def execute_many(tool: Tool, calls: Sequence[tuple[Mapping[str, Any], ToolContext]]) -> list[ToolOutcome]:
+    """`execute` for each call, computed together where the tool can; each is charged its share of the time."""
+    checked = [check(type(tool), *call) for call in calls]
+    valid = [one for one in checked if not isinstance(one, ToolOutcome)]
+    if tool.max_batch == 1 or len(valid) < 2:
+        return [execute(tool, *call) for call in calls]
+    start = time.perf_counter()
+    try:
+        results = tool.run_many(valid)
+        if len(results) != len(valid):
+            raise ValueError(f"{len(results)} results for {len(valid)} calls")
+    except Exception as error:  # fault boundary: one bad call must not spoil its neighbours, so each runs alone
+        if not isinstance(error, ToolArgumentError):
+            _log.warning("tool %s failed on a batch of %d: %r", tool.name, len(valid), error)
+        return [execute(tool, *call) for call in calls]
+    latency_s = (time.perf_counter() - start) / len(valid)
+    given = iter(results)
+    return [one if isinstance(one, ToolOutcome) else _outcome(tool, next(given), one[1], latency_s) for one in checked]
+
+
+def _outcome(tool: Tool, result: ToolResult, context: ToolContext, latency_s: float) -> ToolOutcome:
+    fault = _fault(result, context)
     if fault:
         _log.error("tool %s gave an ill-formed result: %s", tool.name, fault)
         return failure(ErrorCode.E5, f"{tool.name} failed: {fault}", latency_s)

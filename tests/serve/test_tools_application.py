@@ -6,12 +6,10 @@ import asyncio
 import os
 import signal
 from collections.abc import Awaitable, Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 
 from medvista_ray.config import ToolsConfig
 from medvista_ray.errors import ToolInfrastructureError
@@ -34,7 +32,7 @@ def application(local_ray: None) -> Iterator[str]:
     assert deploy_tools(CONFIG) < 60.0
     yield CONFIG.app_name
     shutdown_tools(CONFIG.app_name)
-    assert CONFIG.app_name not in serve.status().applications
+    assert not serve.status().applications
     serve.shutdown()
 
 
@@ -143,14 +141,16 @@ def test_replicas_answer_no_http_and_run_their_own_probe(application: str) -> No
 
     status = serve.status()
     assert not status.proxies
-    assert set(status.applications[application].deployments) == {"zoom_in", "measure", "sleep"}
+    served = {name: set(app.deployments) for name, app in status.applications.items()}
+    assert served == {f"{application}-refine": {"zoom_in"}, f"{application}-parse": {"measure", "sleep"}}
 
 
 def test_a_replica_whose_threads_hang_is_unhealthy_until_they_return() -> None:
-    from serve_apps.tools import ToolReplica, ToolsAppArgs
+    from serve_apps.args import ToolsAppArgs
+    from serve_apps.tools import ToolReplica
 
     async def body() -> None:
-        replica = ToolReplica(SLEEP, ToolsAppArgs(names=(SLEEP,), timeout_s=0.1))
+        replica = ToolReplica(SLEEP, ToolsAppArgs(family="parse", names=(SLEEP,), timeout_s=0.1))
         await replica.check_health()
         outcomes = await asyncio.gather(*(replica.call({"seconds": 0.6}, (0, 0), (), {}) for _ in range(5)))
         assert [outcome.error for outcome, _ in outcomes] == [ErrorCode.E5] * 5
@@ -160,17 +160,3 @@ def test_a_replica_whose_threads_hang_is_unhealthy_until_they_return() -> None:
         await replica.check_health()
 
     asyncio.run(body())
-
-
-def test_the_shipped_configuration_is_valid_and_internal(root: Path) -> None:
-    from ray.serve.schema import ServeDeploySchema
-
-    from serve_apps.tools import ToolsAppArgs
-
-    tree = yaml.safe_load((root / "configs/serve/tools_cpu.yaml").read_text())
-    schema = ServeDeploySchema.model_validate(tree)
-    (app,) = schema.applications
-    assert (schema.proxy_location, app.route_prefix, schema.http_options.host) == ("Disabled", None, "127.0.0.1")
-    assert ToolsAppArgs.model_validate(app.args).names == ToolsAppArgs().names
-    with pytest.raises(ValueError, match="max_ongoin"):
-        ToolsAppArgs.model_validate({"max_ongoin": 3})

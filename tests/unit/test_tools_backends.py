@@ -193,3 +193,20 @@ def test_a_backend_that_cannot_work_is_told_at_set_up(tmp_path: Path, swin2sr: P
         SegmentPrompt(options("segment_prompt", "sam2", tmp_path)).setup()
     with pytest.raises(AssetError, match="do not load"):
         SegmentPrompt(options("segment_prompt", "sam2", swin2sr)).setup()
+
+
+def test_grounding_dino_answers_calls_together_as_one_by_one(dino: Path) -> None:
+    tool = Ground(options("ground", "grounding_dino", dino))
+    tool.setup()
+    assert tool.max_batch == 1  # a CPU gains nothing by it
+    same, other = picture(), picture(90, 60)
+    wanted = [(same, "left kidney"), (other, "mass"), (same, "mass"), (same, "kidney mass left kidney")]
+    calls = [
+        (Ground.Args.model_validate({"phrase": phrase, "box_threshold": 0.0}), ToolContext({0: image}, {}))
+        for image, phrase in wanted
+    ]
+    together, alone = tool.run_many(calls), [tool.run(*call) for call in calls]
+    for a, b in zip(together, alone, strict=True):
+        assert a.data["num_detections"] == b.data["num_detections"] > 0
+        np.testing.assert_allclose(a.data["scores"], b.data["scores"], atol=1e-5)
+        assert np.abs(np.array(a.data["boxes"]) - np.array(b.data["boxes"])).max() <= 1

@@ -5,8 +5,9 @@ Owns `Finding`, `Grounder`, `Segmenter` and `Prompt`. Invariant: a mask has the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,6 +78,28 @@ class Grounder(Protocol):
 
     def find(self, image: MedImage, phrase: str, box_threshold: float, text_threshold: float) -> list[Finding]:
         """Best first, none below `box_threshold`. Raises ToolArgumentError if it cannot look for such a thing."""
+        ...
+
+
+@dataclass(frozen=True)
+class Query:
+    """One search: the arguments of Grounder.find."""
+
+    image: MedImage
+    phrase: str
+    box_threshold: float
+    text_threshold: float
+
+
+@runtime_checkable
+class BatchGrounder(Grounder, Protocol):
+    """A grounder that answers several queries faster than one after the other."""
+
+    max_batch: int
+    """Queries at once."""
+
+    def find_many(self, queries: Sequence[Query]) -> list[list[Finding]]:
+        """`find` of each."""
         ...
 
 

@@ -7,6 +7,7 @@ them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, ClassVar
 
 import numpy as np
@@ -14,7 +15,7 @@ from pydantic import Field, StringConstraints
 
 from medvista_ray.tools.backends import load_backend
 from medvista_ray.tools.base import Family, Index, Tool, ToolArgs, ToolContext
-from medvista_ray.tools.localize.finding import GROUNDERS, Grounder
+from medvista_ray.tools.localize.finding import GROUNDERS, BatchGrounder, Finding, Grounder, Query
 from medvista_ray.tools.localize.overlay import overlay
 from medvista_ray.types import MedImage, ToolResult
 
@@ -51,11 +52,28 @@ class Ground(Tool):
     def setup(self) -> None:
         """Load the backend."""
         self.grounder = load_backend(GROUNDERS, self.name, self.options, "classical")
+        if isinstance(self.grounder, BatchGrounder):
+            self.max_batch = self.grounder.max_batch
 
     def run(self, args: GroundArgs, context: ToolContext) -> ToolResult:
         """The boxes, best first. Raises ToolArgumentError for a phrase that the backend cannot look for."""
         image = context.image(args.image_index)
         found = self.grounder.find(image, args.phrase, args.box_threshold, args.text_threshold)
+        return self._told(args, context, found)
+
+    def run_many(self, calls: Sequence[tuple[GroundArgs, ToolContext]]) -> list[ToolResult]:
+        """One pass of the network for calls on pictures of one size."""
+        if not isinstance(self.grounder, BatchGrounder):
+            return super().run_many(calls)
+        queries = [
+            Query(context.image(args.image_index), args.phrase, args.box_threshold, args.text_threshold)
+            for args, context in calls
+        ]
+        found = self.grounder.find_many(queries)
+        return [self._told(args, context, one) for (args, context), one in zip(calls, found, strict=True)]
+
+    def _told(self, args: GroundArgs, context: ToolContext, found: list[Finding]) -> ToolResult:
+        image = context.image(args.image_index)
         told = "; ".join(f"{list(finding.box)} score {finding.score:.2f}" for finding in found[:MAX_TOLD])
         more = f"; and {len(found) - MAX_TOLD} more" if len(found) > MAX_TOLD else ""
         text = f"{len(found)} found for {args.phrase!r}: {told}{more}." if found else f"no {args.phrase!r} found."
