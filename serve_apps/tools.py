@@ -1,8 +1,9 @@
 """The tools of one family as a Ray Serve application: a deployment per tool, reached by handles only.
 
-Invariants: the application has no HTTP route; every replica bounds what it runs (a pool of threads), what it accepts (`max_ongoing_requests`) and how long a call takes; a health check runs the tool
-itself; a tool's failure is an outcome, so that an exception here always means infrastructure. Deployed by
-`serve_apps.deploy` or `serve deploy` (configs/serve), called through `serve_apps.tool_client`.
+Invariants: the application has no HTTP route; every replica bounds what it runs (a pool of threads), what it accepts
+(`max_ongoing_requests`) and how long a call takes; a health check runs the tool itself; a tool's failure is an
+outcome, so that an exception here always means infrastructure. Deployed by `serve_apps.deploy` or `serve deploy`
+(configs/serve), called through `serve_apps.tool_client`.
 
 Calls that wait are computed together where the tool can (`Tool.run_many`); `ToolHost` makes the batches and not
 `serve.batch`, which would fill one before it knows when a slot falls free, and does not work in-process.
