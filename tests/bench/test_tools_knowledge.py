@@ -93,7 +93,7 @@ def case(subject: str, number: int = 0) -> Case:
     return Case(f"{subject}/{number}", subject, "CT", f"CT: {subject}", {})
 
 
-@pytest.mark.parametrize("subject", ["lung2", "breast1", "retina", "concept:X"])
+@pytest.mark.parametrize("subject", ["lung2", "breast1", "nuclei2d", "concept:X"])
 def test_a_bank_with_anyone_but_train_subjects_is_refused(subject: str) -> None:
     with pytest.raises(InvariantError, match="which is not a train subject"):
         CaseBank((case("lung1"), case(subject)), np.zeros((2, 3), np.float32))
