@@ -1,6 +1,6 @@
 """Generated arguments and odd pictures: every call is an outcome in bounded time, never an exception, never ill-formed.
 
-`execute` turns a tool's bug into E5, so E5 is what must not appear. MEDVISTA_FUZZ_EXAMPLES sets the number of calls.
+`execute` turns a tool's bug into E5, so E5 is what must not appear. MEDVISTA_FUZZ_EXAMPLES sets the number of inputs.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from medvista_ray.tools.base import Tool, ToolContext
-from medvista_ray.tools.catalog import load_tools
-from medvista_ray.tools.execution import execute
+from medvista_ray.tools.catalog import TOOLS, load_tools
+from medvista_ray.tools.execution import check, execute
 from medvista_ray.tools.localize.classical import FINDERS
 from medvista_ray.tools.refine.enhance import Operation
-from medvista_ray.types import ErrorCode, Mask, MedImage, VolumeImage
+from medvista_ray.types import ErrorCode, Mask, MedImage, ToolOutcome, VolumeImage
 
 NAMES = ("zoom_in", "super_resolve", "enhance", "compare_regions", "ground", "segment_prompt", "segment_text", "measure")
 NUM_EXAMPLES = int(os.environ.get("MEDVISTA_FUZZ_EXAMPLES", "60"))
@@ -115,6 +115,15 @@ values: dict[str, st.SearchStrategy[Any]] = {
     "mask_index": st.integers(0, 2),
     "reference_bbox": box,
     "reference_mask_index": st.integers(0, 2),
+    "query": st.text(max_size=320),
+    "entity": st.text(max_size=220),
+    "k": st.integers(-1, 12),
+    "detail": st.booleans(),
+    "relation": st.one_of(st.sampled_from(["definition", "parents", "cause"]), odd),
+    "region": box,
+    "min_confidence": st.floats(-0.1, 1.1),
+    "candidates": st.one_of(st.lists(st.text(max_size=20), max_size=22), odd),
+    "preset": st.sampled_from(["modality", "plane", "organ", "stain", "colour"]),
 }
 
 
@@ -125,6 +134,25 @@ def arguments(name: str) -> st.SearchStrategy[dict[str, Any]]:
     optional = {key: values[key] for key, field in spec.items() if not field.is_required()}
     plausible = st.fixed_dictionaries(required, optional=optional)
     return st.one_of(plausible, plausible, st.dictionaries(st.sampled_from([*spec, "box"]), odd, max_size=4))
+
+
+@pytest.mark.parametrize("name", TOOLS.names())
+def test_any_arguments_of_any_tool_are_taken_or_refused_in_words(name: str) -> None:
+    spec = load_tools([name])[0]
+
+    @bounded
+    @given(st.one_of(arguments(name), odd))
+    def one(drawn: Any) -> None:
+        start = time.perf_counter()
+        checked = check(spec, drawn, context())
+        assert time.perf_counter() - start < LIMIT_S
+        if isinstance(checked, ToolOutcome):
+            assert checked.error in (ErrorCode.E2, ErrorCode.E3, ErrorCode.E4)
+            assert 0 < len(checked.message) < 500
+        else:
+            assert isinstance(checked[0], spec.Args)
+
+    one()
 
 
 @pytest.mark.parametrize("name", NAMES)
