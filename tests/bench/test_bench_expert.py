@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from medvista_ray.config import BenchConfig, ExpertConfig, TrainConfig
@@ -24,7 +23,7 @@ NUM_TASKS = 60
 
 @pytest.fixture(scope="module")
 def config() -> TrainConfig:
-    return TrainConfig(bench=BenchConfig(seed=2, num_test=NUM_TASKS), expert=ExpertConfig(concurrency=4, slips=0.5))
+    return TrainConfig(bench=BenchConfig(seed=2, num_test=NUM_TASKS), expert=ExpertConfig(concurrency=4))
 
 
 @pytest.fixture(scope="module")
@@ -49,19 +48,7 @@ def test_every_family_is_solved_and_by_its_planned_tools(found: Trajectories) ->
     by_family = Counter(episode.task.family for episode in found.kept)
     assert set(by_family) == set(SETS["core"])
     for episode in found.kept:
-        called, plan = tuple(turn.tool for turn in episode.turns if turn.tool), episode.task.plan
-        assert len(called) <= len(plan) + 1, episode.task.id
-        assert called[len(called) - len(plan) :] == plan, episode.task.id
-
-
-def test_a_slip_is_in_the_context_and_not_trained(found: Trajectories) -> None:
-    slipped = [episode for episode in found.kept if episode.error_codes]
-    assert len(slipped) >= 0.2 * len(found.kept)
-    for episode in slipped:
-        starts = int((np.diff(episode.loss_mask.astype(int)) == 1).sum())
-        assert starts == len(episode.turns) - 1, episode.task.id
-        assert episode.turns[0].error is not None
-        assert all(turn.error is None for turn in episode.turns[1:])
+        assert tuple(turn.tool for turn in episode.turns if turn.tool) == episode.task.plan, episode.task.id
 
 
 def test_kept_trajectories_train_the_experts_tokens_only(found: Trajectories) -> None:
@@ -72,5 +59,5 @@ def test_kept_trajectories_train_the_experts_tokens_only(found: Trajectories) ->
 
 def _text_of_images_is_masked(episode: Episode) -> bool:
     """Pictures enter the context, and none of their tokens is trained."""
-    num_zooms = sum(turn.tool == "zoom_in" and turn.error is None for turn in episode.turns)
+    num_zooms = sum(turn.tool == "zoom_in" for turn in episode.turns)
     return len(episode.images) == episode.task.num_images + num_zooms and not episode.loss_mask[0]
