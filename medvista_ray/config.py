@@ -92,9 +92,6 @@ class ExpertConfig(Section):
     """Tasks the expert attempts; wrong or failed ones are dropped."""
     jitter: Fraction = 0.03
     """Standard deviation of its boxes' edges, as a share of the box's side."""
-    slips: Fraction = 0.2
-    """Share of trajectories in which its first call is wrong on purpose and then repeated rightly: the policy learns to go on
-    after an error. The slip itself is not trained."""
     concurrency: Positive = 8
     """Expert episodes in flight."""
 

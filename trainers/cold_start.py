@@ -1,7 +1,6 @@
 """Trajectories for the cold start: a scripted expert plays training tasks with the real tools; only right ones are kept.
 
-Invariant: kept episodes are answered, right and free of errors but for deliberate slips, whose tokens are not trained; what
-was dropped is counted by reason. No Ray: the tools
+Invariant: kept episodes are answered, right and free of errors; what was dropped is counted by reason. No Ray: the tools
 come in as a `ToolClient`. Called by the training job.
 """
 
@@ -12,22 +11,16 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from medvista_ray.config import TrainConfig
 from medvista_ray.envs.episode import MedEnv
 from medvista_ray.models.policy import PolicyInputs
 from medvista_ray.rewards.composite import score
 from medvista_ray.rollout.chat import ChatFormat
 from medvista_ray.rollout.scripted import run_scripted
-from medvista_ray.rollout.slips import SlippingExpert
 from medvista_ray.tasks.bench.expert import make_expert
 from medvista_ray.tasks.source import TaskSource
 from medvista_ray.tools.base import ToolClient
 from medvista_ray.types import Episode, EpisodeStatus, Task
-
-SLIP_SEED = 1
-"""Apart from the expert's own draws, so that slips change nothing else."""
 
 
 @dataclass
@@ -58,22 +51,21 @@ async def collect_trajectories(
     slots = asyncio.Semaphore(config.expert.concurrency)
     num_done = 0
 
-    async def play(task: Task) -> tuple[Episode, int]:
+    async def play(task: Task) -> Episode:
         nonlocal num_done
         async with slots:
             env = MedEnv(client, source.open, config.rollout.max_calls)
-            rng = np.random.default_rng([config.seed, SLIP_SEED, *task.id.encode()])
-            expert = SlippingExpert(make_expert(task, config.seed, config.expert.jitter), rng, config.expert.slips)
+            expert = make_expert(task, config.seed, config.expert.jitter)
             side = config.policy.image_side
             episode = await run_scripted(task, env, chat, expert, inputs.expand, config.rollout, side)
         num_done += 1
         if progress:
             progress(num_done, len(tasks))
-        return score(episode, config.reward), expert.num_slips
+        return score(episode, config.reward)
 
     result = Trajectories()
-    for episode, num_slips in await asyncio.gather(*(play(task) for task in tasks)):
-        reason = _why_dropped(episode, num_slips)
+    for episode in await asyncio.gather(*(play(task) for task in tasks)):
+        reason = _why_dropped(episode)
         if reason is None:
             result.kept.append(episode)
         else:
@@ -81,9 +73,9 @@ async def collect_trajectories(
     return result
 
 
-def _why_dropped(episode: Episode, num_slips: int) -> str | None:
+def _why_dropped(episode: Episode) -> str | None:
     if episode.status is EpisodeStatus.FAILED:
         return "infrastructure failed"
     if not episode.correct:
         return "wrong answer"
-    return f"error {episode.error_codes[-1]}" if len(episode.error_codes) > num_slips else None
+    return f"error {episode.error_codes[0]}" if episode.error_codes else None

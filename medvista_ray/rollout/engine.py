@@ -48,8 +48,6 @@ class Completion:
     """The sampled tokens as text, for logs; the loop decodes `token_ids` itself."""
     stopped: bool
     """Whether the turn ended at a closing tag or the end-of-turn token, not at `max_tokens`."""
-    trains: bool = True
-    """Whether a learner may train on it: not on an expert's deliberate slip."""
 
 
 class Engine(Protocol):

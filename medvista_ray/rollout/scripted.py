@@ -1,7 +1,7 @@
 """A scripted expert in the place of the policy: the same loop, environment and tokens, for cold-start trajectories.
 
 Invariant: an expert's episode is tokenised by the very `ChatFormat` that renders the policy's, and its tokens carry
-loss mask 1 (0 for a slip), log-prob 0 and version -1 (no policy sampled them). Called by whoever makes trajectories for SFT.
+loss mask 1, log-prob 0 and version -1 (no policy sampled them). Called by whoever makes trajectories for SFT.
 """
 
 from __future__ import annotations
@@ -23,17 +23,11 @@ Expand = Callable[[list[int], list[NDArray[np.uint8]]], list[int]]
 """Un-expanded ids and pictures -> expanded ids, as the engine would (`PolicyInputs.expand`)."""
 
 
-class Slip(str):
-    """A turn that is wrong on purpose: the environment answers it, but nobody shall imitate it."""
-
-    __slots__ = ()
-
-
 class Expert(Protocol):
     """Writes turns; may know the gold region, never speaks but through the protocol."""
 
     async def next(self, observation: Observation) -> str:
-        """The next turn's text, after what it was shown last; a `Slip` is shown and not trained."""
+        """The next turn's text, after what it was shown last."""
         ...
 
 
@@ -57,7 +51,6 @@ class ScriptedExpert:
             versions=np.full(len(token_ids), -1, np.int32),
             text=text,
             stopped=True,
-            trains=not isinstance(text, Slip),
         )
 
 

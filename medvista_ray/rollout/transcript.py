@@ -74,7 +74,7 @@ class Transcript:
         logprobs = np.zeros(length, np.float32)
         for start, completion in self._sampled:
             span = slice(start, start + len(completion.token_ids))
-            mask[span], versions[span], logprobs[span] = completion.trains, completion.versions, completion.logprobs
+            mask[span], versions[span], logprobs[span] = True, completion.versions, completion.logprobs
         shown = self._pictures[: self._chat.num_pictures(self._expanded)]
         ids = np.asarray(self._expanded, np.int32)
         return Episode(token_ids=ids, loss_mask=mask, logprobs=logprobs, versions=versions, images=shown, **fields)
