@@ -17,6 +17,7 @@ from typing import Any
 
 import ray
 
+from actors.weights import landed
 from medvista_ray.config import TrainConfig
 from medvista_ray.envs.episode import MedEnv
 from medvista_ray.errors import MedVistaError
@@ -71,7 +72,7 @@ class GeneratorActor:
         if self._restarted and not self._serving.is_set():
             return self._engine.version
         if self._manifest is not None and not self._serving.is_set():
-            await self._engine.load_version(self._manifest)
+            await self._engine.load_version(await landed(self._manifest))
         self._serving.set()
         return self._engine.version
 
@@ -109,7 +110,7 @@ class GeneratorActor:
     async def load_version(self, manifest_json: str) -> dict[str, float]:
         """Serve that version: {"pause_s", "update_s"}. Raises WeightUpdateError; the version before then goes on."""
         await self._start()
-        times = await self._engine.load_version(Manifest.from_json(manifest_json))
+        times = await self._engine.load_version(await landed(Manifest.from_json(manifest_json)))
         self._serving.set()
         return dataclasses.asdict(times)
 

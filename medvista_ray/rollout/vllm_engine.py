@@ -36,7 +36,7 @@ from PIL import Image
 from medvista_ray.errors import InvariantError, MedVistaError, WeightUpdateError
 from medvista_ray.rollout.engine import Completion, Prompt, Sampling
 from medvista_ray.rollout.vllm_settings import EngineSettings, cpu_environment, engine_args, split_stops
-from medvista_ray.weights.manifest import Manifest
+from medvista_ray.weights.manifest import Held, Manifest
 from medvista_ray.weights.vllm_plugin import register
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class VllmEngine:
     def __init__(self, settings: EngineSettings) -> None:
         self.settings = settings
         self._engine: AsyncLLM | None = None
-        self._good: str | None = None
+        self._good: Held | None = None
         self._version = settings.version
         self._started = self._closed = False
         self._open = asyncio.Event()
@@ -132,12 +132,18 @@ class VllmEngine:
         Raises WeightUpdateError if they cannot be loaded; the version before then keeps serving.
         """
         async with self._update:
-            await asyncio.to_thread(manifest.check)
+            held = await asyncio.to_thread(Held, manifest)
             begin = time.perf_counter()
-            async with self._paused():
-                paused = time.perf_counter()
-                await self._apply_or_restore(manifest)
-                update_s = time.perf_counter() - paused
+            try:
+                async with self._paused():
+                    paused = time.perf_counter()
+                    await self._apply_or_restore(held.path, manifest.version)
+                    update_s = time.perf_counter() - paused
+                # Held while it serves, so that it can be restored when a later version fails.
+                held, self._good = self._good, held
+            finally:
+                if held is not None:
+                    held.close()
             self._counts["updates"] += 1
             return UpdateTimes(pause_s=time.perf_counter() - begin, update_s=update_s)
 
@@ -173,6 +179,8 @@ class VllmEngine:
         if self._engine is not None:
             self._engine.shutdown()
             self._engine = None
+        if self._good is not None:
+            self._good.close()
 
     def _running(self) -> AsyncLLM:
         if self._engine is None:
@@ -264,14 +272,13 @@ class VllmEngine:
         finally:
             self._open.set()
 
-    async def _apply_or_restore(self, manifest: Manifest) -> None:
+    async def _apply_or_restore(self, path: str, version: int) -> None:
         try:
-            await self._apply(manifest.path, manifest.version)
-            self._good = manifest.path
+            await self._apply(path, version)
         # Whatever the loader raises in the worker arrives as a bare Exception; the engine must not stay half-loaded.
         except Exception as error:
             await self._restore(error)
-            raise WeightUpdateError(f"version {manifest.version} was not loaded: {error}") from error
+            raise WeightUpdateError(f"version {version} was not loaded: {error}") from error
 
     async def _restore(self, cause: Exception) -> None:
         """Load the version before again, whole; if even that fails the engine is shut down, for it must not serve."""
@@ -280,7 +287,7 @@ class VllmEngine:
             # The folder first: the refused file may have reached weights that published files do not hold.
             await self._apply(str(self.settings.model), self._version)
             if self._good is not None:
-                await self._apply(self._good, self._version)
+                await self._apply(self._good.path, self._version)
         # Fault boundary as above, but now no whole weights are left.
         except Exception as error:
             self.shutdown()
