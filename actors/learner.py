@@ -16,10 +16,13 @@ import ray
 import torch
 
 from actors.cores import stay_off_engine_cores, use_all_cores
+from actors.handles import Handle
+from actors.weights import SyncClient
 from medvista_ray.config import LearnerConfig, TrainConfig
 from medvista_ray.models.policy import Policy, load_policy, trainable_parameters
 from medvista_ray.rollout.chat import banned_token_ids
 from medvista_ray.types import Episode, Group
+from medvista_ray.weights.manifest import Manifest
 from medvista_ray.weights.transport import TRANSPORTS
 from trainers.checkpoint import load_checkpoint, save_checkpoint, save_policy
 from trainers.grpo import GrpoTrainer
@@ -30,7 +33,7 @@ MAX_THREADS = 4
 
 
 # Ray's annotations know no concurrency groups.
-@ray.remote(concurrency_groups={"control": 2})  # pyright: ignore[reportCallIssue, reportUntypedClassDecorator]
+@ray.remote(concurrency_groups={"control": 2, "weights": 2})  # pyright: ignore[reportCallIssue, reportUntypedClassDecorator]
 class LearnerActor:
     """One learner process."""
 
@@ -94,10 +97,15 @@ class LearnerActor:
         """Progress of a cold start, number of updates; answers while the learner works."""
         return {"num_updates": self._trainer.num_updates if self._trainer else 0, **self._progress}
 
-    @ray.method(concurrency_group="control")
+    @ray.method(concurrency_group="weights")
     def stored_weights(self, version: int) -> list[Any]:
         """References of a version's buckets in the object store; answers while the learner works."""
         return self._publisher.stored(version)
+
+    @ray.method(concurrency_group="weights")
+    def send_weights(self, manifest: str, receiver: str, generator: Handle) -> None:
+        """Send a version to a generator's engine (GPU transports); answers while the learner works."""
+        self._publisher.send(Manifest.from_json(manifest), receiver, 1, lambda: SyncClient(generator))
 
     def close(self) -> None:
         """Remove the published versions from the machine."""

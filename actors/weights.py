@@ -1,4 +1,4 @@
-"""The Ray part of the weight transports: what crosses nodes as objects, and who sends to whom.
+"""The Ray part of the weight transports: what crosses nodes as objects, and how a learner reaches an engine to send.
 
 Owns the relay of a node. Invariants: a version crosses to a node once, however many generators it has; a relay or a
 learner that is gone surfaces as WeightUpdateError (the version before serves on, the loop tries again). Called by the
@@ -7,6 +7,9 @@ generator and the learner actors.
 
 from __future__ import annotations
 
+import base64
+import os
+import pickle
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +19,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors import names
 from medvista_ray.errors import WeightUpdateError
+from medvista_ray.rollout.vllm_engine import UpdateTimes, VllmEngine
+from medvista_ray.rollout.vllm_receive import Step
 from medvista_ray.weights.manifest import Manifest
 from medvista_ray.weights.object_store import Relay
 
@@ -40,13 +45,18 @@ class RelayActor:
         return self._relay.land(Manifest.from_json(manifest_json), fetch).to_json()
 
 
+async def load(engine: VllmEngine, manifest: Manifest, transport: str) -> UpdateTimes:
+    """Bring the version to this actor's engine. Raises WeightUpdateError; the version before then serves on."""
+    if transport == "object_store":
+        manifest = await landed(manifest)
+    return await engine.load_version(manifest, sent)
+
+
 async def landed(manifest: Manifest) -> Manifest:
     """A manifest whose segment is on this node; fetched by the node's relay if the version is in the object store.
 
     Raises WeightUpdateError if it is not to be had.
     """
-    if manifest.path:
-        return manifest
     try:
         learner: Handle = ray.get_actor(names.LEARNER)
         stored = await learner.stored_weights.remote(manifest.version)
@@ -56,6 +66,54 @@ async def landed(manifest: Manifest) -> Manifest:
         if isinstance(error, WeightUpdateError):
             raise
         raise WeightUpdateError(f"version {manifest.version} did not reach this node: {error}") from error
+
+
+async def sent(manifest: Manifest) -> None:
+    """Have the learner send the version to the engine of this actor (`weights.device`); raises what that raises."""
+    context = ray.get_runtime_context()
+    learner: Handle = ray.get_actor(names.LEARNER)
+    # A name of this life of the actor: a restarted one needs a group of its own.
+    receiver = f"{context.get_actor_id()}-{os.getpid()}"
+    await learner.send_weights.remote(manifest.to_json(), receiver, context.current_actor)
+
+
+class SyncClient:
+    """vLLM's VLLMWeightSyncClient for one generator, as the learner's thread uses it: each call waits for the answer."""
+
+    def __init__(self, generator: Handle) -> None:
+        self._generator = generator
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        """Set the engine's end up."""
+        self._call("init", init_info)
+
+    def start_weight_update(self) -> None:
+        """The engine forgets what a failed transfer left."""
+        self._call("start", {})
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        """One bucket (ipc), or all of them while they are broadcast (nccl)."""
+        if (handles := update_info.pop("ipc_handles", None)) is not None:
+            # As vLLM's HTTP client does: handles hold types that the way to its worker does not carry.
+            update_info["ipc_handles_pickled"] = base64.b64encode(pickle.dumps(handles)).decode()
+        self._call("update", update_info)
+
+    def finish_weight_update(self, weight_version: str | None = None) -> None:
+        """The engine finishes by itself, once `sent` has returned and what arrived is checked."""
+
+    def _call(self, step: str, info: dict[str, Any]) -> None:
+        ray.get(self._generator.weights_step.remote(step, info))
+
+
+class ReceivingActor:
+    """What an actor with an `_engine` answers while it receives."""
+
+    _engine: VllmEngine
+
+    @ray.method(concurrency_group="control")
+    async def weights_step(self, step: Step, info: dict[str, Any]) -> None:
+        """One step of a learner that sends."""
+        await self._engine.control(step, info)
 
 
 def _relay() -> Handle:

@@ -35,9 +35,10 @@ from PIL import Image
 
 from medvista_ray.errors import InvariantError, MedVistaError, WeightUpdateError
 from medvista_ray.rollout.engine import Completion, Prompt, Sampling
+from medvista_ray.rollout.vllm_receive import Send, Step, control, receive
 from medvista_ray.rollout.vllm_settings import EngineSettings, cpu_environment, engine_args, split_stops
 from medvista_ray.weights.manifest import Held, Manifest
-from medvista_ray.weights.vllm_plugin import register
+from medvista_ray.weights.vllm_plugin import BACKEND, register
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -103,15 +104,15 @@ class VllmEngine:
 
     async def start(self) -> None:
         """Start the engine's processes and load the model (20-40 s on a CPU). Serves `settings.version` afterwards."""
-        os.environ.update(cpu_environment(self.settings.cores))
-        from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
+        os.environ.update(cpu_environment(self.settings.cores, self.settings.weight_backend))
         from vllm.v1.engine.async_llm import AsyncLLM
 
         register()
         self._engine = AsyncLLM.from_engine_args(engine_args(self.settings))
         self._tokenizer = self._engine.get_tokenizer()
         self._stop_token_ids, self._stop_strings = split_stops(self._tokenizer.get_vocab(), self.settings.stops)
-        await self._engine.init_weight_transfer_engine(WeightTransferInitRequest({}))
+        if self.settings.weight_backend == BACKEND:  # a learner that sends does this itself
+            await control(self._engine, "init", {})
         await self._engine.update_weight_version(str(self._version))
         self._clock.start()
         self._started = True
@@ -126,18 +127,22 @@ class VllmEngine:
             parts.append(await self._sample(Prompt([*prompt.token_ids, *sampled], prompt.images), rest))
         return self._completion(parts)
 
-    async def load_version(self, manifest: Manifest) -> UpdateTimes:
-        """Serve `manifest`'s weights from here on; running requests go on with them.
+    async def load_version(self, manifest: Manifest, send: Send | None = None) -> UpdateTimes:
+        """Serve `manifest`'s weights from here on; running requests go on with them. Without a segment of this node,
+        `send` has the learner send them.
 
         Raises WeightUpdateError if they cannot be loaded; the version before then keeps serving.
         """
         async with self._update:
-            held = await asyncio.to_thread(Held, manifest)
+            held = await asyncio.to_thread(Held, manifest) if manifest.path or send is None else None
             begin = time.perf_counter()
             try:
                 async with self._paused():
                     paused = time.perf_counter()
-                    await self._apply_or_restore(held.path, manifest.version)
+                    if held is not None:
+                        await self._apply_or_restore(held.path, manifest.version)
+                    elif send is not None:
+                        await self._receive(manifest, send)
                     update_s = time.perf_counter() - paused
                 # Held while it serves, so that it can be restored when a later version fails.
                 held, self._good = self._good, held
@@ -146,6 +151,10 @@ class VllmEngine:
                     held.close()
             self._counts["updates"] += 1
             return UpdateTimes(pause_s=time.perf_counter() - begin, update_s=update_s)
+
+    async def control(self, step: Step, info: dict[str, Any]) -> None:
+        """What `send` has the learner do here while `load_version` waits for it."""
+        await control(self._running(), step, info)
 
     def stats(self) -> EngineStats:
         """Counters since the start."""
@@ -293,12 +302,23 @@ class VllmEngine:
             self.shutdown()
             raise WeightUpdateError(f"version {self._version} could not be restored: {error}") from cause
 
-    async def _apply(self, path: str, version: int) -> None:
-        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+    async def _receive(self, manifest: Manifest, send: Send) -> None:
+        await receive(self._running(), manifest, send)
+        try:
+            await self._finish(manifest.version)
+        # Whatever the loader raises: what came is in the model in part, and the version before is nowhere any more.
+        except Exception as error:
+            self.shutdown()
+            raise WeightUpdateError(f"version {manifest.version} was not loaded, nothing is left: {error}") from error
 
+    async def _apply(self, path: str, version: int) -> None:
         engine = self._running()
-        await engine.start_weight_update()
-        await engine.update_weights(WeightTransferUpdateRequest({"path": path}))
+        await control(engine, "start", {})
+        await control(engine, "update", {"path": path})
+        await self._finish(version)
+
+    async def _finish(self, version: int) -> None:
+        engine = self._running()
         await engine.finish_weight_update(weight_version=str(version))
         self._version = version
         if self.settings.train_vision:

@@ -30,8 +30,8 @@ NUM_KEPT = 2
 class ObjectStorePublisher:
     """Publishes versions as buckets; `put` stores a list of byte arrays and returns what fetches it."""
 
-    def __init__(self, run_id: str, config: WeightsConfig = WeightsConfig(), *, put: Callable[[list[Bytes]], Any]) -> None:
-        self._config = config
+    def __init__(self, run_id: str, config: WeightsConfig | None = None, *, put: Callable[[list[Bytes]], Any]) -> None:
+        self._config = config or WeightsConfig()
         self._put = put
         self._stored: dict[int, list[Any]] = {}
 

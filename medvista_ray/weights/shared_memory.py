@@ -18,8 +18,8 @@ from medvista_ray.weights.transport import NamedTensors
 class SharedMemoryPublisher:
     """Publishes versions as segments of this process."""
 
-    def __init__(self, run_id: str, config: WeightsConfig = WeightsConfig(), **_: object) -> None:
-        self._config = config
+    def __init__(self, run_id: str, config: WeightsConfig | None = None, **_: object) -> None:
+        self._config = config or WeightsConfig()
         self._pool = SegmentPool(f"medvista-{run_id}")
 
     def publish(self, named_tensors: NamedTensors, version: int) -> Manifest:

@@ -26,7 +26,8 @@ NamedTensors = Iterable[tuple[str, "torch.Tensor"]]
 
 
 class Publisher(Protocol):
-    """The learner's end of a transport. Made as `TRANSPORTS.load(name)(run_id, config.weights, put=...)`; `put` is for those that use an object store."""
+    """The learner's end of a transport. Made as `TRANSPORTS.load(name)(run_id, config.weights, put=...)`; `put` is for those
+    that use a store."""
 
     def publish(self, named_tensors: NamedTensors, version: int) -> Manifest:
         """Make the tensors readable by every engine as `version`. Raises WeightUpdateError if they cannot be stored."""
