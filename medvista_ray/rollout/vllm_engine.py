@@ -272,7 +272,8 @@ class VllmEngine:
             async with self._admitted:
                 await self._admitted.wait_for(lambda: self._num_admitting == 0)
             mode = "abort" if self.settings.recompute_on_update else "keep"
-            await self._running().pause_generation(mode=mode, clear_cache=False)
+            # What `pause_generation` does, without the 20 ms that it then sleeps for the callers' order of events.
+            await self._running().engine_core.pause_scheduler_async(mode=mode, clear_cache=False)
             try:
                 yield
             finally:

@@ -14,6 +14,7 @@ import mmap
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -78,6 +79,19 @@ class Layout:
         yield np.frombuffer(self.header, np.uint8)
         for tensor in self.tensors:
             yield tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+
+
+def read_tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Views of the tensors in a segment or file, or in a model folder's files; nothing is copied.
+
+    Raises what safetensors raises.
+    """
+    from safetensors import safe_open
+
+    for file in sorted(path.glob("*.safetensors")) if path.is_dir() else [path]:
+        with safe_open(file, "pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - no mapping, it only has keys()
+                yield name, tensors.get_tensor(name)
 
 
 def buckets(pieces: Iterable[Bytes], bucket_bytes: int) -> Iterator[list[Bytes]]:

@@ -9,13 +9,11 @@ weights (`retie`). Called by vLLM only.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
     WeightTransferInitInfo,
@@ -29,6 +27,7 @@ from vllm.model_executor.model_loader.reload.layerwise import (
 )
 from vllm.v1.core.sched import output as scheduler_output
 
+from medvista_ray.weights.segment import read_tensors
 from medvista_ray.weights.vllm_plugin import bind_cores, end_with_parent, register
 
 register()
@@ -87,7 +86,7 @@ class SharedMemoryTransfer(WeightTransferEngine[NoInit, FromFile]):
     def receive_weights(self, update_info: FromFile) -> None:
         """Load each tensor of the file. Raises what safetensors or the model's loader raises."""
         model: Any = self.model
-        model.load_weights(_tensors(Path(update_info.path)))
+        model.load_weights(read_tensors(Path(update_info.path)))
 
     def finish_weight_update(self) -> None:
         """Repack the layers, put back those that got nothing, and give the LM head the new embeddings."""
@@ -97,14 +96,6 @@ class SharedMemoryTransfer(WeightTransferEngine[NoInit, FromFile]):
 
     def shutdown(self) -> None:
         """Holds nothing."""
-
-
-def _tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-    for file in files:
-        with safe_open(file, "pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 - no mapping, it only has keys()
-                yield name, tensors.get_tensor(name)
 
 
 def abandon_unfinished_update(model: torch.nn.Module) -> None:
