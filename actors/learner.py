@@ -33,7 +33,7 @@ MAX_THREADS = 4
 
 
 # Ray's annotations know no concurrency groups.
-@ray.remote(concurrency_groups={"control": 2, "weights": 2})  # pyright: ignore[reportCallIssue, reportUntypedClassDecorator]
+@ray.remote(concurrency_groups={"control": 2, "weights": 16})  # pyright: ignore[reportCallIssue, reportUntypedClassDecorator]
 class LearnerActor:
     """One learner process."""
 
@@ -103,9 +103,9 @@ class LearnerActor:
         return self._publisher.stored(version)
 
     @ray.method(concurrency_group="weights")
-    def send_weights(self, manifest: str, receiver: str, generator: Handle) -> None:
+    def send_weights(self, manifest: str, receiver: str, life: int, generator: Handle) -> None:
         """Send a version to a generator's engine (GPU transports); answers while the learner works."""
-        self._publisher.send(Manifest.from_json(manifest), receiver, 1, lambda: SyncClient(generator))
+        self._publisher.send(Manifest.from_json(manifest), receiver, life, lambda: SyncClient(generator))
 
     def close(self) -> None:
         """Remove the published versions from the machine."""

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors import names
@@ -62,19 +62,16 @@ async def landed(manifest: Manifest) -> Manifest:
         stored = await learner.stored_weights.remote(manifest.version)
         return Manifest.from_json(await _relay().land.remote(manifest.to_json(), stored))
     # The learner or the relay is gone (the next attempt makes a new relay), a bucket was lost, or memory is short.
-    except (RayActorError, RayTaskError, ValueError) as error:
-        if isinstance(error, WeightUpdateError):
-            raise
-        raise WeightUpdateError(f"version {manifest.version} did not reach this node: {error}") from error
+    except (RayError, ValueError) as error:
+        cause = getattr(error, "cause", None) or error
+        raise WeightUpdateError(f"version {manifest.version} did not reach this node: {cause}") from error
 
 
 async def sent(manifest: Manifest) -> None:
     """Have the learner send the version to the engine of this actor (`weights.device`); raises what that raises."""
     context = ray.get_runtime_context()
     learner: Handle = ray.get_actor(names.LEARNER)
-    # A name of this life of the actor: a restarted one needs a group of its own.
-    receiver = f"{context.get_actor_id()}-{os.getpid()}"
-    await learner.send_weights.remote(manifest.to_json(), receiver, context.current_actor)
+    await learner.send_weights.remote(manifest.to_json(), context.get_actor_id(), os.getpid(), context.current_actor)
 
 
 class SyncClient:
@@ -110,9 +107,8 @@ class ReceivingActor:
 
     _engine: VllmEngine
 
-    @ray.method(concurrency_group="control")
     async def weights_step(self, step: Step, info: dict[str, Any]) -> None:
-        """One step of a learner that sends."""
+        """One step of a learner that sends. In no concurrency group: the engine belongs to the default one's loop."""
         await self._engine.control(step, info)
 
 

@@ -42,9 +42,10 @@ TENSOR_BYTES = 16 << 20
 """Of each but the last random tensor: a linear layer of 2048 x 2048 fp32 weights."""
 SPARE_BYTES = 1 << 30
 """Memory that a combination must leave free."""
-COPIES = {"shared_memory": 3, "object_store": 5}
-"""How often a version lies in memory, besides the receivers: the learner's own and two or three segments, or those of
-the store and the relay."""
+COPIES = {"shared_memory": 3, "object_store": 6}
+"""How often a version lies in memory, besides the receivers: the learner's tensors, two segments, and three in the store."""
+STORED = 3
+"""Of which in the object store: two that are kept, one that is written."""
 
 
 class Cluster:
@@ -139,6 +140,8 @@ def measure(transport: str, megabytes: int, num_receivers: int, checksum: bool, 
         "transport": transport, "megabytes": megabytes, "num_receivers": num_receivers, "checksum": checksum
     }  # fmt: skip
     need = (COPIES[transport] + num_receivers) * num_bytes + SPARE_BYTES
+    if transport == "object_store" and STORED * num_bytes > args.store_mib << 20:
+        return row | {"left_out": f"{STORED} versions are more than the object store's {args.store_mib} MiB"}
     if need > (free := psutil.virtual_memory().available):
         return row | {"left_out": f"needs {need / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free"}
     copy_s = copy_once_s(num_bytes, args.num_runs)
@@ -159,7 +162,7 @@ def sweep(args: Namespace) -> dict[str, Any]:
     """The table; `over_memcpy` is that of shared memory at the largest size measured with one receiver."""
     rows: list[dict[str, Any]] = []
     for transport in args.transports:
-        with own_ray() if transport == "object_store" else ExitStack():
+        with own_ray(args.store_mib << 20) if transport == "object_store" else ExitStack():
             for megabytes in args.megabytes:
                 for num_receivers in args.receivers:
                     for checksum in (False, True) if num_receivers == 1 else (False,):
@@ -245,6 +248,7 @@ def main() -> int:
     parser.add_argument("--transports", nargs="+", choices=COPIES, default=list(COPIES))
     parser.add_argument("--megabytes", nargs="+", type=int, default=[10, 30, 100, 500, 2000])
     parser.add_argument("--receivers", nargs="+", type=int, default=[1, 2, 4])
+    parser.add_argument("--store-mib", type=int, default=2048, help="memory of the object store (default: 2048)")
     parser.add_argument("--num-runs", type=int, default=5, help="updates behind each median of the sweep (default: 5)")
     parser.add_argument("--num-warm", type=int, default=3, help="updates before them: memory is used for the first time")
     parser.add_argument("--num-updates", type=int, default=20, help="updates of the engine (default: 20)")

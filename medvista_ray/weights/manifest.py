@@ -70,7 +70,8 @@ class Held:
         try:
             self._fd = os.open(manifest.path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
-            raise self._error(f"cannot be read: {error.strerror}") from error
+            where = "; it is memory of a process on the learner's node (weights.transport 'object_store' reaches others)"
+            raise self._error(f"cannot be read: {error.strerror}{where}") from error
         try:
             self._lock()
             self._check()
