@@ -12,10 +12,10 @@ CUDA; written against vLLM 0.32 and not run on a GPU by this project yet.
 from __future__ import annotations
 
 import socket
-import threading
 import uuid
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -57,8 +57,7 @@ class DevicePublisher:
         require_cuda(self.transport)
         self._config = config or WeightsConfig(transport=self.transport)
         self._newest: tuple[Manifest, Tensors] | None = None
-        self._senders: dict[str, tuple[Source, Any]] = {}
-        self._sending = threading.Lock()
+        self._senders: dict[str, _Sender] = {}
 
     def publish(self, named_tensors: NamedTensors, version: int) -> Manifest:
         """Copy the tensors aside, on their device. A transfer that still sends the version before keeps that alive."""
@@ -78,46 +77,43 @@ class DevicePublisher:
         self._newest = (manifest, tensors)
         return manifest
 
-    def send(self, manifest: Manifest, receiver: str, num_workers: int, make_client: MakeClient) -> None:
-        """Transfer the version to the engine `receiver` (a name of this life of it) of `num_workers` processes; returns
-        when it has finished. Called from a thread; transfers run one after the other.
+    def send(self, manifest: Manifest, receiver: str, life: int, make_client: MakeClient) -> None:
+        """Transfer the version to the engine `receiver`, whose `life` changes with its process; returns when it has
+        finished. Called from a thread per transfer, for a transfer to an engine that died may never return.
 
         Raises WeightUpdateError if a later version has taken its place, and what vLLM raises.
         """
-        with self._sending:
-            if self._newest is None or self._newest[0].key != manifest.key:
-                raise WeightUpdateError(f"version {manifest.version} is no longer kept by the learner")
-            tensors = self._newest[1]
-            if receiver not in self._senders:
-                source = make_source(tensors)
-                self._senders[receiver] = source, self._connect(source, tensors, num_workers, make_client())
-            source, sender = self._senders[receiver]
-            source.tensors = tensors
-            try:
-                sender.send_weights()
-            except BaseException:
-                del self._senders[receiver]
-                raise
-            finally:
-                source.tensors = {}
+        newest = self._newest
+        if newest is None or newest[0].key != manifest.key:
+            raise WeightUpdateError(f"version {manifest.version} is no longer kept by the learner")
+        sender = self._senders.pop(receiver, None)
+        if sender is None or sender.life != life:
+            source = make_source(newest[1])
+            sender = _Sender(life, source, self._connect(source, newest[1], make_client()))
+        sender.source.tensors = newest[1]
+        try:
+            sender.vllm.send_weights()
+        finally:
+            sender.source.tensors = {}
+        self._senders[receiver] = sender  # one that failed is not used again
 
     def close(self) -> None:
         """End the transfers' groups and let go of the copy."""
-        for _, sender in self._senders.values():
-            sender.shutdown()
+        for sender in self._senders.values():
+            sender.vllm.shutdown()
         self._senders.clear()
         self._newest = None
 
-    def init_info(self, buffer_bytes: int, num_workers: int) -> TrainerInitInfo:
+    def init_info(self, buffer_bytes: int) -> TrainerInitInfo:
         """What vLLM's trainer side is set up with."""
         raise NotImplementedError
 
-    def _connect(self, source: Any, tensors: Tensors, num_workers: int, client: Any) -> Any:
+    def _connect(self, source: Any, tensors: Tensors, client: Any) -> Any:
         from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 
         # A tensor is never cut: the buffer must hold the largest.
         buffer_bytes = max(self._config.bucket_bytes, *(tensor.nbytes for tensor in tensors.values()))
-        return WeightTransferTrainerFactory.trainer_init(self.init_info(buffer_bytes, num_workers), client=client, source=source)
+        return WeightTransferTrainerFactory.trainer_init(self.init_info(buffer_bytes), client=client, source=source)
 
 
 class CudaIpcPublisher(DevicePublisher):
@@ -125,7 +121,7 @@ class CudaIpcPublisher(DevicePublisher):
 
     transport = "cuda_ipc"
 
-    def init_info(self, buffer_bytes: int, num_workers: int) -> TrainerInitInfo:
+    def init_info(self, buffer_bytes: int) -> TrainerInitInfo:
         """No rendezvous: handles of the buffer travel with each bucket."""
         from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
 
@@ -133,11 +129,11 @@ class CudaIpcPublisher(DevicePublisher):
 
 
 class NcclPublisher(DevicePublisher):
-    """Engines on any node: the learner is rank 0 of a group with the engine's workers."""
+    """Engines on any node: the learner is rank 0 of a group with the engine's one worker."""
 
     transport = "nccl"
 
-    def init_info(self, buffer_bytes: int, num_workers: int) -> TrainerInitInfo:
+    def init_info(self, buffer_bytes: int) -> TrainerInitInfo:
         """Rendezvous at a free port of this machine."""
         from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
@@ -148,11 +144,20 @@ class NcclPublisher(DevicePublisher):
         return NCCLTrainerInitInfo(
             master_address=address,
             master_port=port,
-            world_size=1 + num_workers,
+            world_size=2,
             packed=True,
             packed_buffer_size_bytes=buffer_bytes,
             rank=0,
         )
+
+
+@dataclass(frozen=True)
+class _Sender:
+    """vLLM's trainer side of the transfers to one process."""
+
+    life: int
+    source: Source
+    vllm: Any
 
 
 class Source:

@@ -155,10 +155,10 @@ def test_without_cuda_the_learner_says_what_to_use_instead(publisher: type[Devic
 
 def test_vllms_sides_are_set_up_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    ipc = CudaIpcPublisher("run").init_info(1 << 20, 2)
-    nccl: Any = NcclPublisher("run").init_info(1 << 20, 2)
+    ipc = CudaIpcPublisher("run").init_info(1 << 20)
+    nccl: Any = NcclPublisher("run").init_info(1 << 20)
     assert (ipc.backend, ipc.is_sender, ipc.packed, ipc.packed_buffer_size_bytes) == ("ipc", True, True, 1 << 20)  # type: ignore[attr-defined]
-    assert (nccl.backend, nccl.is_sender, nccl.world_size, nccl.packed_buffer_size_bytes) == ("nccl", True, 3, 1 << 20)
+    assert (nccl.backend, nccl.is_sender, nccl.world_size, nccl.packed_buffer_size_bytes) == ("nccl", True, 2, 1 << 20)
     assert nccl.master_port > 0
 
 
@@ -195,15 +195,17 @@ def test_the_learner_sends_a_whole_version_to_one_engine_at_a_time(monkeypatch: 
     publisher = NcclPublisher("run", WeightsConfig(transport="nccl", bucket_mib=1, checksum=True))
     weights = {"large": torch.ones(1 << 19), "small": torch.ones(2)}
     first = publisher.publish(weights.items(), 1)
-    publisher.send(first, "a", 1, lambda: "client")
+    publisher.send(first, "a", 11, lambda: "client")
     weights["small"].fill_(7.0)  # the learner trains on
     publisher.send(first, "b", 1, lambda: "client")
     second = publisher.publish(weights.items(), 2)
-    publisher.send(second, "a", 1, lambda: "client")
+    publisher.send(second, "a", 11, lambda: "client")
+    publisher.send(second, "b", 12, lambda: "client")
     assert [sender.sent for sender in made] == [
         [{"large": 1.0, "small": 1.0}, {"large": 1.0, "small": 7.0}],
         [{"large": 1.0, "small": 1.0}],
-    ]
+        [{"large": 1.0, "small": 7.0}],
+    ], "the second engine came back in a new process"
     assert made[0].init_info.packed_buffer_size_bytes == 2 << 20, "no tensor is cut"
     assert len(second.checksums) == 2
     with pytest.raises(WeightUpdateError, match="version 1 is no longer kept"):
@@ -211,7 +213,7 @@ def test_the_learner_sends_a_whole_version_to_one_engine_at_a_time(monkeypatch: 
     for _ in range(2):
         with pytest.raises(RuntimeError, match="engine is gone"):
             publisher.send(second, "c", 1, lambda: "broken")
-    assert len(made) == 4, "a failed engine gets a new group"
+    assert len(made) == 5, "a failed engine gets a new group"
     publisher.close()
 
 
