@@ -17,6 +17,7 @@ from typing import Any
 
 import ray
 
+from actors.weights import ReceivingActor, load
 from medvista_ray.config import TrainConfig
 from medvista_ray.envs.episode import MedEnv
 from medvista_ray.errors import MedVistaError
@@ -37,7 +38,7 @@ SERVING_TIMEOUT_S = 300.0
 
 # Ray's annotations know no concurrency groups.
 @ray.remote(concurrency_groups={"control": 4}, max_concurrency=1000)  # pyright: ignore[reportCallIssue, reportUntypedClassDecorator]
-class GeneratorActor:
+class GeneratorActor(ReceivingActor):
     """One engine. Calls in flight are bounded by the caller (admission), so control calls never queue behind them."""
 
     def __init__(
@@ -71,7 +72,7 @@ class GeneratorActor:
         if self._restarted and not self._serving.is_set():
             return self._engine.version
         if self._manifest is not None and not self._serving.is_set():
-            await self._engine.load_version(self._manifest)
+            await load(self._engine, self._manifest, self._config.weights.transport)
         self._serving.set()
         return self._engine.version
 
@@ -109,7 +110,7 @@ class GeneratorActor:
     async def load_version(self, manifest_json: str) -> dict[str, float]:
         """Serve that version: {"pause_s", "update_s"}. Raises WeightUpdateError; the version before then goes on."""
         await self._start()
-        times = await self._engine.load_version(Manifest.from_json(manifest_json))
+        times = await load(self._engine, Manifest.from_json(manifest_json), self._config.weights.transport)
         self._serving.set()
         return dataclasses.asdict(times)
 

@@ -16,22 +16,24 @@ import ray
 import torch
 
 from actors.cores import stay_off_engine_cores, use_all_cores
+from actors.handles import Handle
+from actors.weights import SyncClient
 from medvista_ray.config import LearnerConfig, TrainConfig
 from medvista_ray.models.policy import Policy, load_policy, trainable_parameters
 from medvista_ray.rollout.chat import banned_token_ids
 from medvista_ray.types import Episode, Group
-from medvista_ray.weights.transport import TRANSPORTS, Publisher
+from medvista_ray.weights.manifest import Manifest
+from medvista_ray.weights.transport import TRANSPORTS
 from trainers.checkpoint import load_checkpoint, save_checkpoint, save_policy
 from trainers.grpo import GrpoTrainer
 from trainers.sft import run_sft
 
-TRANSPORT = "shared_memory"
 MAX_THREADS = 4
 """More do not help the products of a small policy."""
 
 
 # Ray's annotations know no concurrency groups.
-@ray.remote(concurrency_groups={"control": 2})  # pyright: ignore[reportCallIssue, reportUntypedClassDecorator]
+@ray.remote(concurrency_groups={"control": 2, "weights": 16})  # pyright: ignore[reportCallIssue, reportUntypedClassDecorator]
 class LearnerActor:
     """One learner process."""
 
@@ -42,7 +44,7 @@ class LearnerActor:
         torch.manual_seed(config.seed)
         self._config = config
         self._policy: Policy = load_policy(Path(model_folder), torch.float32)
-        self._publisher: Publisher = TRANSPORTS.load(TRANSPORT)(run_id)
+        self._publisher: Any = TRANSPORTS.load(config.weights.transport)(run_id, config.weights, put=ray.put)
         self._trainer: GrpoTrainer | None = None
         self._progress: dict[str, Any] = {"doing": "idle"}
 
@@ -94,6 +96,16 @@ class LearnerActor:
     def stats(self) -> dict[str, Any]:
         """Progress of a cold start, number of updates; answers while the learner works."""
         return {"num_updates": self._trainer.num_updates if self._trainer else 0, **self._progress}
+
+    @ray.method(concurrency_group="weights")
+    def stored_weights(self, version: int) -> list[Any]:
+        """References of a version's buckets in the object store; answers while the learner works."""
+        return self._publisher.stored(version)
+
+    @ray.method(concurrency_group="weights")
+    def send_weights(self, manifest: str, receiver: str, life: int, generator: Handle) -> None:
+        """Send a version to a generator's engine (GPU transports); answers while the learner works."""
+        self._publisher.send(Manifest.from_json(manifest), receiver, life, lambda: SyncClient(generator))
 
     def close(self) -> None:
         """Remove the published versions from the machine."""

@@ -11,6 +11,11 @@ def generator(index: int) -> str:
     return f"generator-{index}"
 
 
+def relay(node_id: str) -> str:
+    """Name of the actor that brings weights to a node."""
+    return f"relay-{node_id[:16]}"
+
+
 def namespace(run_name: str) -> str:
     """Ray namespace of a run."""
     return f"medvista/{run_name}"

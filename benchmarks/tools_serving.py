@@ -161,7 +161,7 @@ async def load_test(client: Any, app_name: str, num_calls: int, seconds: float) 
 
 
 @contextmanager
-def own_ray() -> Iterator[None]:
+def own_ray(object_store_bytes: int = 256 << 20) -> Iterator[None]:
     """A Ray of this process's own, and its end."""
     os.environ["RAY_AUTH_MODE"] = "disabled"  # a local Ray would switch token authentication on; read at the import
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -174,7 +174,7 @@ def own_ray() -> Iterator[None]:
         address="local",
         num_cpus=8,
         include_dashboard=False,
-        object_store_memory=256 << 20,
+        object_store_memory=object_store_bytes,
         _temp_dir=folder,
         log_to_driver=False,
         logging_level="warning",

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from medvista_ray.errors import ConfigError, did_you_mean
 from medvista_ray.tools.settings import ToolsConfig as ToolsConfig  # part of the configuration; lives with the tools
+from medvista_ray.weights.transport import TRANSPORTS
 
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
@@ -197,6 +198,30 @@ class LearnerConfig(Section):
     """bf16 autocast; False is exact fp32."""
 
 
+class WeightsConfig(Section):
+    """How new weights travel from the learner to the generators."""
+
+    transport: str = "shared_memory"
+    """shared_memory (one node), object_store (several nodes), cuda_ipc (learner and generators share GPUs), nccl (GPUs of
+    several nodes), or a registered "module:Class"."""
+    checksum: bool = False
+    """Whether every engine verifies what arrived before it pauses; a version that differs is refused."""
+    bucket_mib: Positive = 64
+    """MiB that travel, and are checked, together."""
+
+    @field_validator("transport")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if ":" not in name and name not in TRANSPORTS.names():
+            raise ValueError(f"no transport has this name; {did_you_mean(name, TRANSPORTS.names())}")
+        return name
+
+    @property
+    def bucket_bytes(self) -> int:
+        """`bucket_mib` in bytes."""
+        return self.bucket_mib << 20
+
+
 class EvalConfig(Section):
     """The four arms."""
 
@@ -230,6 +255,7 @@ class TrainConfig(Section):
     flow: FlowConfig = FlowConfig()
     generator: GeneratorConfig = GeneratorConfig()
     learner: LearnerConfig = LearnerConfig()
+    weights: WeightsConfig = WeightsConfig()
     evaluation: EvalConfig = EvalConfig()
 
 

@@ -35,9 +35,10 @@ from PIL import Image
 
 from medvista_ray.errors import InvariantError, MedVistaError, WeightUpdateError
 from medvista_ray.rollout.engine import Completion, Prompt, Sampling
+from medvista_ray.rollout.vllm_receive import Send, Step, control, receive
 from medvista_ray.rollout.vllm_settings import EngineSettings, cpu_environment, engine_args, split_stops
-from medvista_ray.weights.manifest import Manifest
-from medvista_ray.weights.vllm_plugin import register
+from medvista_ray.weights.manifest import Held, Manifest
+from medvista_ray.weights.vllm_plugin import BACKEND, register
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -85,7 +86,7 @@ class VllmEngine:
     def __init__(self, settings: EngineSettings) -> None:
         self.settings = settings
         self._engine: AsyncLLM | None = None
-        self._good: str | None = None
+        self._good: Held | None = None
         self._version = settings.version
         self._started = self._closed = False
         self._open = asyncio.Event()
@@ -103,15 +104,15 @@ class VllmEngine:
 
     async def start(self) -> None:
         """Start the engine's processes and load the model (20-40 s on a CPU). Serves `settings.version` afterwards."""
-        os.environ.update(cpu_environment(self.settings.cores))
-        from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
+        os.environ.update(cpu_environment(self.settings.cores, self.settings.weight_backend))
         from vllm.v1.engine.async_llm import AsyncLLM
 
         register()
         self._engine = AsyncLLM.from_engine_args(engine_args(self.settings))
         self._tokenizer = self._engine.get_tokenizer()
         self._stop_token_ids, self._stop_strings = split_stops(self._tokenizer.get_vocab(), self.settings.stops)
-        await self._engine.init_weight_transfer_engine(WeightTransferInitRequest({}))
+        if self.settings.weight_backend == BACKEND:  # a learner that sends does this itself
+            await control(self._engine, "init", {})
         await self._engine.update_weight_version(str(self._version))
         self._clock.start()
         self._started = True
@@ -126,20 +127,34 @@ class VllmEngine:
             parts.append(await self._sample(Prompt([*prompt.token_ids, *sampled], prompt.images), rest))
         return self._completion(parts)
 
-    async def load_version(self, manifest: Manifest) -> UpdateTimes:
-        """Serve `manifest`'s weights from here on; running requests go on with them.
+    async def load_version(self, manifest: Manifest, send: Send | None = None) -> UpdateTimes:
+        """Serve `manifest`'s weights from here on; running requests go on with them. Without a segment of this node,
+        `send` has the learner send them.
 
         Raises WeightUpdateError if they cannot be loaded; the version before then keeps serving.
         """
         async with self._update:
-            await asyncio.to_thread(manifest.check)
+            held = await asyncio.to_thread(Held, manifest) if manifest.path or send is None else None
             begin = time.perf_counter()
-            async with self._paused():
-                paused = time.perf_counter()
-                await self._apply_or_restore(manifest)
-                update_s = time.perf_counter() - paused
+            try:
+                async with self._paused():
+                    paused = time.perf_counter()
+                    if held is not None:
+                        await self._apply_or_restore(held.path, manifest.version)
+                    elif send is not None:
+                        await self._receive(manifest, send)
+                    update_s = time.perf_counter() - paused
+                # Held while it serves, so that it can be restored when a later version fails.
+                held, self._good = self._good, held
+            finally:
+                if held is not None:
+                    held.close()
             self._counts["updates"] += 1
             return UpdateTimes(pause_s=time.perf_counter() - begin, update_s=update_s)
+
+    async def control(self, step: Step, info: dict[str, Any]) -> None:
+        """What `send` has the learner do here while `load_version` waits for it."""
+        await control(self._running(), step, info)
 
     def stats(self) -> EngineStats:
         """Counters since the start."""
@@ -173,6 +188,8 @@ class VllmEngine:
         if self._engine is not None:
             self._engine.shutdown()
             self._engine = None
+        if self._good is not None:
+            self._good.close()
 
     def _running(self) -> AsyncLLM:
         if self._engine is None:
@@ -255,7 +272,8 @@ class VllmEngine:
             async with self._admitted:
                 await self._admitted.wait_for(lambda: self._num_admitting == 0)
             mode = "abort" if self.settings.recompute_on_update else "keep"
-            await self._running().pause_generation(mode=mode, clear_cache=False)
+            # What `pause_generation` does, without the 20 ms that it then sleeps for the callers' order of events.
+            await self._running().engine_core.pause_scheduler_async(mode=mode, clear_cache=False)
             try:
                 yield
             finally:
@@ -264,14 +282,13 @@ class VllmEngine:
         finally:
             self._open.set()
 
-    async def _apply_or_restore(self, manifest: Manifest) -> None:
+    async def _apply_or_restore(self, path: str, version: int) -> None:
         try:
-            await self._apply(manifest.path, manifest.version)
-            self._good = manifest.path
+            await self._apply(path, version)
         # Whatever the loader raises in the worker arrives as a bare Exception; the engine must not stay half-loaded.
         except Exception as error:
             await self._restore(error)
-            raise WeightUpdateError(f"version {manifest.version} was not loaded: {error}") from error
+            raise WeightUpdateError(f"version {version} was not loaded: {error}") from error
 
     async def _restore(self, cause: Exception) -> None:
         """Load the version before again, whole; if even that fails the engine is shut down, for it must not serve."""
@@ -280,18 +297,29 @@ class VllmEngine:
             # The folder first: the refused file may have reached weights that published files do not hold.
             await self._apply(str(self.settings.model), self._version)
             if self._good is not None:
-                await self._apply(self._good, self._version)
+                await self._apply(self._good.path, self._version)
         # Fault boundary as above, but now no whole weights are left.
         except Exception as error:
             self.shutdown()
             raise WeightUpdateError(f"version {self._version} could not be restored: {error}") from cause
 
-    async def _apply(self, path: str, version: int) -> None:
-        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+    async def _receive(self, manifest: Manifest, send: Send) -> None:
+        await receive(self._running(), manifest, send)
+        try:
+            await self._finish(manifest.version)
+        # Whatever the loader raises: what came is in the model in part, and the version before is nowhere any more.
+        except Exception as error:
+            self.shutdown()
+            raise WeightUpdateError(f"version {manifest.version} was not loaded, nothing is left: {error}") from error
 
+    async def _apply(self, path: str, version: int) -> None:
         engine = self._running()
-        await engine.start_weight_update()
-        await engine.update_weights(WeightTransferUpdateRequest({"path": path}))
+        await control(engine, "start", {})
+        await control(engine, "update", {"path": path})
+        await self._finish(version)
+
+    async def _finish(self, version: int) -> None:
+        engine = self._running()
         await engine.finish_weight_update(weight_version=str(version))
         self._version = version
         if self.settings.train_vision:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from medvista_ray.config import TrainConfig
 from medvista_ray.protocol import STOP_STRINGS
 from medvista_ray.rollout.chat import END, banned_token_ids
-from medvista_ray.weights.vllm_plugin import BACKEND, ENGINE_CORES, WORKER_EXTENSION, parse_cores
+from medvista_ray.weights.vllm_plugin import BACKEND, DEVICE_BACKENDS, ENGINE_CORES, WORKER_EXTENSION, parse_cores
 
 BAN_TOKENS = "medvista_ray.rollout.vllm_logits:BanTokens"
 
@@ -51,6 +51,8 @@ class EngineSettings:
     """Whether updates change the vision tower, so that encoded pictures must be forgotten."""
     recompute_on_update: bool = False
     """Whether running requests are prefilled anew after an update (see `rollout.vllm_engine`)."""
+    weight_backend: str = BACKEND
+    """Name of vLLM's weight-transfer engine."""
     cores: str = ""
     """Cores of the engine's compute threads, as "0" or "0-3,6"; empty: one thread anywhere. Unused on a GPU."""
 
@@ -73,11 +75,12 @@ def engine_settings(config: TrainConfig, inputs: PolicyInputs, index: int) -> En
         seed=config.seed + index,
         train_vision=config.policy.train_vision,
         recompute_on_update=generator.recompute_on_update,
+        weight_backend=DEVICE_BACKENDS.get(config.weights.transport, BACKEND),
         cores="" if generator.num_gpus else cores,
     )
 
 
-def cpu_environment(cores: str) -> dict[str, str]:
+def cpu_environment(cores: str, backend: str = BACKEND) -> dict[str, str]:
     """Environment of an engine's processes: quiet, offline and, where vLLM runs on a CPU, its threads on `cores`.
 
     The engine computes inside its scheduler's process instead of in a worker of its own: on a CPU the two only take
@@ -94,6 +97,8 @@ def cpu_environment(cores: str) -> dict[str, str]:
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "OMP_NUM_THREADS": str(max(1, len(parse_cores(cores)))),
         ENGINE_CORES: cores,
+        # Handles of device memory (`weights.device`) are pickled on their way, between processes of this user on this node.
+        "VLLM_ALLOW_INSECURE_SERIALIZATION": "1" if backend == DEVICE_BACKENDS["cuda_ipc"] else "0",
     }
 
 
@@ -135,7 +140,7 @@ def engine_args(settings: EngineSettings) -> Any:
         logprobs_mode="processed_logprobs",
         # Not the model folder's own sampling defaults (top-k and the like), which the learner's softmax does not know.
         generation_config="vllm",
-        weight_transfer_config=WeightTransferConfig(backend=BACKEND),
+        weight_transfer_config=WeightTransferConfig(backend=settings.weight_backend),
         worker_extension_cls=WORKER_EXTENSION,
         logits_processors=[BAN_TOKENS],
         additional_config=ban_config(settings),

@@ -1,10 +1,10 @@
-"""Makes vLLM's worker processes know the "medvista_shm" weight-transfer engine.
+"""Makes vLLM's worker processes know our weight-transfer engines.
 
-Owns the registration, the binding to cores and the life span of the engine's process; the engine itself is in
-`weights.vllm_transfer`, imported when vLLM makes one. vLLM calls `register` in every process where the package is
-installed (entry point group "vllm.general_plugins"). Where it runs from a source tree there are no entry points, so
-engines also name `WORKER_EXTENSION`, whose import registers too. Importing this module is cheap and does not need
-vLLM.
+Owns the registration, the binding to cores and the life span of the engine's process; the engines are in
+`weights.vllm_transfer` and `weights.vllm_device`, imported when vLLM makes one. vLLM calls `register` in every process
+where the package is installed (entry point group "vllm.general_plugins"). Where it runs from a source tree there are no
+entry points, so engines also name `WORKER_EXTENSION`, whose import registers too. Importing this module is cheap and
+does not need vLLM.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import threading
 import time
 
 BACKEND = "medvista_shm"
+DEVICE_BACKENDS = {"cuda_ipc": "medvista_ipc", "nccl": "medvista_nccl"}
+"""By transport; all others end in a segment, which `BACKEND` loads."""
 WORKER_EXTENSION = "medvista_ray.weights.vllm_transfer.RegisterOnImport"
 """For vLLM's `worker_extension_cls`."""
 ENGINE_CORES = "MEDVISTA_ENGINE_CORES"
@@ -54,8 +56,10 @@ def parse_cores(cores: str) -> set[int]:
 
 
 def register() -> None:
-    """Register the engine with vLLM in this process. Idempotent."""
+    """Register the engines with vLLM in this process. Idempotent."""
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory as Factory
 
     if BACKEND not in Factory._registry:  # pyright: ignore[reportPrivateUsage]
         Factory.register_engine(BACKEND, "medvista_ray.weights.vllm_transfer", "SharedMemoryTransfer")
+        Factory.register_engine(DEVICE_BACKENDS["cuda_ipc"], "medvista_ray.weights.vllm_device", "StagedIpc")
+        Factory.register_engine(DEVICE_BACKENDS["nccl"], "medvista_ray.weights.vllm_device", "StagedNccl")

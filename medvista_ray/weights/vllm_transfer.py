@@ -3,19 +3,17 @@
 Invariant: after `finish_weight_update` the model computes exactly what a fresh engine on the same weights computes.
 Two things would break it silently: linear layers that were repacked for the CPU at load (vLLM's layerwise reload
 redoes them), and the LM head of tied embeddings, which receives no tensor of its own and keeps its OLD repacked
-weights (`_retie_heads`). Called by vLLM only.
+weights (`retie`). Called by vLLM only.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
     WeightTransferInitInfo,
@@ -29,6 +27,7 @@ from vllm.model_executor.model_loader.reload.layerwise import (
 )
 from vllm.v1.core.sched import output as scheduler_output
 
+from medvista_ray.weights.segment import read_tensors
 from medvista_ray.weights.vllm_plugin import bind_cores, end_with_parent, register
 
 register()
@@ -75,39 +74,31 @@ class SharedMemoryTransfer(WeightTransferEngine[NoInit, FromFile]):
         The configuration does not say: where the model's files hold a head of its own besides, vLLM turns
         `tie_word_embeddings` off and ties the two all the same once it finds them equal.
         """
-        self._tied_heads = _tied_heads(self.model)
+        self._tied_heads = tied_heads(self.model)
         # Layers without a tensor of their own (frozen ones) are expected, so don't warn of each.
         logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").setLevel(logging.ERROR)
 
     def start_weight_update(self) -> None:
         """Put the model into loading state (vLLM restores the checkpoint's layout on the meta device)."""
-        _abandon_unfinished_update(self.model)
+        abandon_unfinished_update(self.model)
         initialize_layerwise_reload(self.model)
 
     def receive_weights(self, update_info: FromFile) -> None:
         """Load each tensor of the file. Raises what safetensors or the model's loader raises."""
         model: Any = self.model
-        model.load_weights(_tensors(Path(update_info.path)))
+        model.load_weights(read_tensors(Path(update_info.path)))
 
     def finish_weight_update(self) -> None:
         """Repack the layers, put back those that got nothing, and give the LM head the new embeddings."""
         finalize_layerwise_reload(self.model, self.model_config)
         for head, embedding in self._tied_heads:
-            _retie(head, embedding)
+            retie(head, embedding)
 
     def shutdown(self) -> None:
         """Holds nothing."""
 
 
-def _tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-    for file in files:
-        with safe_open(file, "pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 - no mapping, it only has keys()
-                yield name, tensors.get_tensor(name)
-
-
-def _abandon_unfinished_update(model: torch.nn.Module) -> None:
+def abandon_unfinished_update(model: torch.nn.Module) -> None:
     """Give back their old weights to the layers that a failed update left in loading state."""
     for layer in model.modules():
         info = get_layerwise_info(layer)
@@ -116,14 +107,14 @@ def _abandon_unfinished_update(model: torch.nn.Module) -> None:
             info.reset()
 
 
-def _tied_heads(model: torch.nn.Module) -> list[tuple[ParallelLMHead, VocabParallelEmbedding]]:
+def tied_heads(model: torch.nn.Module) -> list[tuple[ParallelLMHead, VocabParallelEmbedding]]:
     """Heads that share an embedding's memory, with that embedding."""
     embeddings: list[Any] = [module for module in model.modules() if type(module) is VocabParallelEmbedding]
     heads: list[Any] = [module for module in model.modules() if isinstance(module, ParallelLMHead)]
     return [(h, e) for h in heads for e in embeddings if h.weight.data_ptr() == e.weight.data_ptr()]
 
 
-def _retie(head: ParallelLMHead, embedding: VocabParallelEmbedding) -> None:
+def retie(head: ParallelLMHead, embedding: VocabParallelEmbedding) -> None:
     """Give the head the new embeddings, and its kernel a packing of them."""
     head.tie_weights(embedding)
     method: Any = head.quant_method

@@ -70,9 +70,10 @@ def test_the_learner_trains_publishes_and_restores(tmp_path: Path) -> None:
     ray.get(learner.train.remote(groups), timeout=120)
     assert not differs(after_second, published(learner, 5)), "the same step again gives the same weights"
 
-    shared = Path(Manifest.from_json(ray.get(learner.publish.remote(6))).path).parent
+    segment = Path(Manifest.from_json(ray.get(learner.publish.remote(6))).path)
+    assert segment.exists()
     ray.get(learner.close.remote(), timeout=60)
-    assert not shared.exists()
+    assert not segment.exists()
     ray.kill(learner)
 
 
