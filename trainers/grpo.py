@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from medvista_ray.algorithms.advantages import group_advantages
+from medvista_ray.algorithms.corrections import Bounds
 from medvista_ray.algorithms.grpo import GrpoTerms, TokenSums, grpo_loss, merge_sums
 from medvista_ray.config import TrainConfig
 from medvista_ray.errors import InvariantError
@@ -50,8 +51,9 @@ class GrpoTrainer:
         self.terms = GrpoTerms(
             clip_low=self.config.clip_low,
             clip_high=self.config.clip_high,
-            tis_cap=self.config.tis_cap,
+            bounds=Bounds(self.config.tis_cap, self.config.mask_low, self.config.mask_high),
             kl_coef=self.config.kl_coef,
+            correction=self.config.correction,
         )
 
     def step(self, groups: Sequence[Group]) -> dict[str, float]:
@@ -112,9 +114,8 @@ class GrpoTrainer:
         reference = self._reference_logprobs(batch)
         with self.accelerator.autocast():
             sampled = sampled_logprobs(self.policy, batch, self.temperature, self.banned)
-        loss, sums = grpo_loss(
-            sampled.values, batch.behaviour[batch.loss_mask], per_token, self.terms, num_tokens, anchor, reference
-        )
+        behaviour, rows = batch.behaviour[batch.loss_mask], batch.loss_mask.nonzero()[:, 0]
+        loss, sums = grpo_loss(sampled.values, behaviour, per_token, self.terms, num_tokens, anchor, reference, rows)
         self.accelerator.backward(loss)
         return float(loss.detach()), float(sampled.entropy.sum()), sums
 
@@ -190,9 +191,11 @@ def _metrics(loss: float, norm: float, entropy: float, sums: TokenSums) -> dict[
         "reference_kl": sums.reference_kl / count,
         "clip_frac": sums.clipped / count,
         "tis_frac": sums.truncated / count,
+        "masked_frac": sums.masked / count,
         "ratio_mean": sums.ratio / count,
         "ratio_min": sums.ratio_min,
         "ratio_max": sums.ratio_max,
+        **{f"ratio_hist_{place}": number / count for place, number in enumerate(sums.histogram)},
     }
 
 
@@ -214,6 +217,7 @@ def _batch_metrics(episodes: Sequence[Episode], duration_s: float) -> dict[str, 
         "num_trained_tokens": float(sum(episode.num_sampled for episode in episodes)),
         "version_min": float(min(v.min() for v in versions)),
         "version_max": float(max(v.max() for v in versions)),
+        "version_span": float(max(v.max() - v.min() for v in versions)),
         "duration_s": duration_s,
         "tokens_per_s": num_tokens / duration_s,
     }
