@@ -71,7 +71,7 @@ def by_hand(policy: Policy, groups: list[Group]) -> dict[str, torch.Tensor]:
             for place in range(1, len(episode.token_ids)):
                 if episode.loss_mask[place]:
                     value = values[place - 1]
-                    weight = min(float((value - float(episode.logprobs[place])).exp()), 2.0)
+                    weight = min(float((value.detach() - float(episode.logprobs[place])).exp()), 2.0)
                     total = total - weight * float(advantage) * value / count
     total.backward()
     return {name: w.grad.clone() for name, w in policy.model.named_parameters() if w.grad is not None}
