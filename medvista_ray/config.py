@@ -143,8 +143,16 @@ class GrpoConfig(Section):
     """Lower clip of the ratio (1 - clip_low)."""
     clip_high: Annotated[float, Field(gt=0)] = 0.28
     """Upper clip of the ratio (1 + clip_high)."""
+    correction: Literal["truncated_is", "sequence_mask", "decoupled"] = "truncated_is"
+    """For tokens that an older policy (or the engine's rounding) sampled: weights cut at tis_cap (truncated_is); that, and
+    episodes whose mean ratio leaves [mask_low, mask_high] train nothing (sequence_mask); uncut weights, where a token above
+    tis_cap trains nothing (decoupled PPO). The clip is always around the policy before the batch's first update."""
     tis_cap: Annotated[float, Field(ge=1)] = 2.0
-    """Cap of the token-level truncated importance weight."""
+    """Cap of a token's importance weight."""
+    mask_low: Annotated[float, Field(gt=0, lt=1)] = 0.8
+    """Lower bound of an episode's ratio (geometric mean over its tokens), for sequence_mask."""
+    mask_high: Annotated[float, Field(gt=1)] = 1.25
+    """Upper bound of it."""
     kl_coef: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the KL (k3) to the policy after SFT; 0 loads no reference."""
     num_minibatches: Positive = 1

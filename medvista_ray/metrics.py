@@ -64,15 +64,29 @@ _LEARNER = (
     Metric("reference_kl", "nats", "divergence (k3) from the policy after SFT; 0 without a KL term"),
     Metric("clip_frac", "fraction", "trained tokens whose ratio was clipped"),
     Metric("tis_frac", "fraction", "trained tokens whose importance weight was truncated"),
+    Metric("masked_frac", "fraction", "trained tokens that the correction left out"),
     Metric("ratio_mean", "ratio", "learner's probability over the sampling one, mean over trained tokens"),
     Metric("ratio_min", "ratio", "smallest such ratio"),
     Metric("ratio_max", "ratio", "largest such ratio"),
+    *(
+        Metric(name, "fraction", f"trained tokens with such a ratio from {low} up to {high}")
+        for name, low, high in (
+            ("ratio_hist_0", "0", "0.5"),
+            ("ratio_hist_1", "0.5", "0.8"),
+            ("ratio_hist_2", "0.8", "0.95"),
+            ("ratio_hist_3", "0.95", "1.05"),
+            ("ratio_hist_4", "1.05", "1.25"),
+            ("ratio_hist_5", "1.25", "2"),
+            ("ratio_hist_6", "2", "any"),
+        )
+    ),
     Metric("reward_mean", "reward", "mean over the trained episodes"),
     Metric("num_episodes", "count", "trained episodes"),
     Metric("num_tokens", "tokens", "tokens of the trained episodes, observations included"),
     Metric("num_trained_tokens", "tokens", "sampled tokens among them"),
     Metric("version_min", "version", "oldest version that sampled one of them"),
     Metric("version_max", "version", "newest version that sampled one of them"),
+    Metric("version_span", "versions", "newest less oldest version within one episode, the largest of the batch"),
     Metric("duration_s", "s", "the optimiser step as the learner measured it"),
     Metric("tokens_per_s", "tokens/s", "trained tokens by that time"),
 )

@@ -47,7 +47,7 @@ def save_checkpoint(folder: Path, policy: Policy, trainer: Stateful, extra: dict
 
     def write(target: Path) -> None:
         _write_policy(target, policy)
-        torch.save({"trainer": trainer.state_dict(), "random": _random_state()}, target / STATE_FILE)
+        torch.save({"trainer": trainer.state_dict(), "random": random_state()}, target / STATE_FILE)
         (target / EXTRA_FILE).write_text(json.dumps(extra))
 
     _replace(folder, write)
@@ -64,7 +64,7 @@ def load_checkpoint(folder: Path, policy: Policy, trainer: Stateful) -> dict[str
         extra: dict[str, Any] = json.loads((folder / EXTRA_FILE).read_text())
         policy.model.load_state_dict(stored.state_dict())
         trainer.load_state_dict(state["trainer"])
-        _set_random_state(state["random"])
+        set_random_state(state["random"])
     except (OSError, ValueError, KeyError, RuntimeError, pickle.UnpicklingError) as error:
         raise RunFolderError(f"checkpoint {str(folder)!r} cannot be resumed: {error}") from error
     return extra
@@ -83,6 +83,11 @@ def checkpoint_folder(root: Path, step: int) -> Path:
 
 def _write_policy(target: Path, policy: Policy) -> None:
     policy.model.save_pretrained(target)
+    copy_side_files(target, policy)
+
+
+def copy_side_files(target: Path, policy: Policy) -> None:
+    """Complete a model folder: tokenizer, picture processor and what else lay beside the weights."""
     for pattern in SIDE_FILES:
         for path in policy.path.glob(pattern):
             if not (target / path.name).exists() and not path.name.endswith(".safetensors.index.json"):
@@ -114,7 +119,8 @@ def _flush(folder: Path) -> None:
             os.fsync(file.fileno())
 
 
-def _random_state() -> dict[str, Any]:
+def random_state() -> dict[str, Any]:
+    """Of this process's generators: torch, numpy, python; tensors and plain values only."""
     numpy_state: Any = np.random.get_state(legacy=False)
     state: dict[str, Any] = {
         "torch": torch.get_rng_state(),
@@ -129,7 +135,8 @@ def _random_state() -> dict[str, Any]:
     return state
 
 
-def _set_random_state(state: dict[str, Any]) -> None:
+def set_random_state(state: dict[str, Any]) -> None:
+    """Restore what `random_state` gave."""
     torch.set_rng_state(state["torch"])
     inner = state["numpy"]["state"]
     np.random.set_state({**state["numpy"], "state": {**inner, "key": np.array(inner["key"], dtype=np.uint32)}})

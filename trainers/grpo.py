@@ -1,7 +1,8 @@
 """The GRPO learner: one call, one batch of groups, one new policy version.
 
 Invariants: every group given is trained whole and once; gradients are those of the whole update, normalised by its
-count of trained tokens, however it is cut into micro-batches. No Ray, no engine. Called by the learner actor.
+count of trained tokens, however it is cut into micro-batches and dealt out to processes. No Ray, no engine. Called by
+the learner actor.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 
 from medvista_ray.algorithms.advantages import group_advantages
+from medvista_ray.algorithms.corrections import Bounds
 from medvista_ray.algorithms.grpo import GrpoTerms, TokenSums, grpo_loss, merge_sums
 from medvista_ray.config import TrainConfig
 from medvista_ray.errors import InvariantError
@@ -23,7 +25,8 @@ from medvista_ray.models.logprobs import sampled_logprobs
 from medvista_ray.models.policy import Policy, trainable_parameters
 from medvista_ray.rollout.chat import banned_token_ids
 from medvista_ray.types import Episode, Group
-from trainers.optim import make_accelerator, make_optimizer, set_learning_rate, warmup_constant, warmup_linear
+from trainers.optim import clip_gradients, make_accelerator, make_optimizer, set_learning_rate, warmup_constant, warmup_linear
+from trainers.sharding import deal, gather, make_forward
 
 
 class GrpoTrainer:
@@ -37,21 +40,25 @@ class GrpoTrainer:
         self.banned = tuple(banned_token_ids(policy.tokenizer) if banned is None else banned)
         self.accelerator = make_accelerator(config.learner)
         policy.model.to(self.accelerator.device)
-        self.parameters = trainable_parameters(policy, config.policy.train_vision)
-        self.optimizer = make_optimizer(
-            self.parameters.values(), self.config.learning_rate, self.config.weight_decay, self.config.adam_eps
-        )
         self.num_updates = 0
         """Optimiser updates done."""
         self.reference: Policy | None = None
         if self.config.kl_coef > 0.0:
             frozen = copy.deepcopy(policy.model).requires_grad_(False)
             self.reference = replace(policy, model=frozen)
+        trainable_parameters(policy, config.policy.train_vision)
+        # Sharding puts other parameter objects into the model, so the optimiser comes after it.
+        self.forward = make_forward(policy, self.accelerator.device, config.learner.bf16)
+        self.parameters = trainable_parameters(policy, config.policy.train_vision)
+        self.optimizer = make_optimizer(
+            self.parameters.values(), self.config.learning_rate, self.config.weight_decay, self.config.adam_eps
+        )
         self.terms = GrpoTerms(
             clip_low=self.config.clip_low,
             clip_high=self.config.clip_high,
-            tis_cap=self.config.tis_cap,
+            bounds=Bounds(self.config.tis_cap, self.config.mask_low, self.config.mask_high),
             kl_coef=self.config.kl_coef,
+            correction=self.config.correction,
         )
 
     def step(self, groups: Sequence[Group]) -> dict[str, float]:
@@ -64,10 +71,9 @@ class GrpoTrainer:
         if sum(episode.num_sampled for episode in episodes) == 0:
             raise InvariantError(f"{len(groups)} groups hold no sampled token")
         advantages = _advantages(groups)
-        proximal = self._proximal(episodes) if self.config.num_minibatches > 1 else None
-        updates = [
-            self._update(episodes, part, advantages, proximal) for part in _minibatches(groups, self.config.num_minibatches)
-        ]
+        parts = _minibatches(groups, self.config.num_minibatches)
+        proximal = self._proximal(episodes, parts) if len(parts) > 1 else None
+        updates = [self._update(episodes, part, advantages, proximal) for part in parts]
         metrics = _mean_of_updates(updates)
         metrics.update(_batch_metrics(episodes, time.perf_counter() - started))
         return metrics
@@ -87,40 +93,38 @@ class GrpoTrainer:
             self.reference.model.load_state_dict(state["reference"])
 
     def _update(
-        self, episodes: list[Episode], part: list[int], advantages: torch.Tensor, proximal: list[torch.Tensor] | None
+        self, episodes: list[Episode], part: list[int], advantages: torch.Tensor, proximal: dict[int, torch.Tensor] | None
     ) -> dict[str, float]:
         """One optimiser update on the episodes numbered `part`."""
         num_tokens = sum(episodes[i].num_sampled for i in part)
         results: list[tuple[float, float, TokenSums]] = []
-        for rows in self._microbatches(episodes, part):
+        for rows, factor in self._microbatches(episodes, part):
             anchor = torch.cat([proximal[i] for i in rows]) if proximal else None
             batch = build_batch([episodes[i] for i in rows], self.policy).to(self.accelerator.device)
-            results.append(self._backward(batch, advantages[rows], max(1, num_tokens), anchor))
+            result = self._backward(batch, advantages[rows], max(1, num_tokens), factor, anchor)
+            results += [result] if factor else []
+        results = gather(results)
         loss = sum(result[0] for result in results)
         norm = self._apply(loss)
         sums = merge_sums([result[2] for result in results])
         return _metrics(loss, norm, sum(result[1] for result in results), sums)
 
     def _backward(
-        self, batch: Batch, advantages: torch.Tensor, num_tokens: int, anchor: torch.Tensor | None
+        self, batch: Batch, advantages: torch.Tensor, num_tokens: int, factor: float, anchor: torch.Tensor | None
     ) -> tuple[float, float, TokenSums]:
-        """Add one micro-batch's gradients; `advantages` [B]. Returns its share of the loss, its entropy sum.
-
-        Its sums.
-        """
+        """Add one micro-batch's gradients, times `factor`; `advantages` [B]. Its share of the loss, its entropy, its sums."""
         per_token = advantages.to(batch.loss_mask.device)[:, None].expand(batch.loss_mask.shape)[batch.loss_mask]
         reference = self._reference_logprobs(batch)
         with self.accelerator.autocast():
-            sampled = sampled_logprobs(self.policy, batch, self.temperature, self.banned)
-        loss, sums = grpo_loss(
-            sampled.values, batch.behaviour[batch.loss_mask], per_token, self.terms, num_tokens, anchor, reference
-        )
-        self.accelerator.backward(loss)
+            sampled = self.forward(batch, self.temperature, self.banned)
+        behaviour, rows = batch.behaviour[batch.loss_mask], batch.loss_mask.nonzero()[:, 0]
+        loss, sums = grpo_loss(sampled.values, behaviour, per_token, self.terms, num_tokens, anchor, reference, rows)
+        self.accelerator.backward(loss * factor)
         return float(loss.detach()), float(sampled.entropy.sum()), sums
 
     def _apply(self, loss: float) -> float:
         """Clip, step and clear the gradients; returns their norm before the clip."""
-        norm = float(self.accelerator.clip_grad_norm_(list(self.parameters.values()), self.config.max_grad_norm) or 0.0)
+        norm = clip_gradients(self.parameters.values(), self.config.max_grad_norm)
         if not (abs(loss) < float("inf") and norm < float("inf")):
             self.optimizer.zero_grad(set_to_none=True)
             raise InvariantError(f"loss {loss} or gradient norm {norm} is not finite; the update was not applied")
@@ -137,22 +141,21 @@ class GrpoTrainer:
             return warmup_linear(self.num_updates, config.warmup_steps, config.num_steps * config.num_minibatches)
         return warmup_constant(self.num_updates, config.warmup_steps)
 
-    def _microbatches(self, episodes: list[Episode], part: list[int]) -> list[list[int]]:
+    def _microbatches(self, episodes: list[Episode], part: list[int]) -> list[tuple[list[int], float]]:
+        """This process's micro-batches of `part`, as episode numbers, each with the factor of its loss."""
         chosen = [i for i in part if episodes[i].num_sampled]
         split = split_microbatches([episodes[i] for i in chosen], self.config.tokens_per_microbatch)
-        return [[chosen[place] for place in rows] for rows in split]
+        return deal([[chosen[place] for place in rows] for rows in split])
 
     @torch.no_grad()
-    def _proximal(self, episodes: list[Episode]) -> list[torch.Tensor]:
-        """Each episode's [num_sampled] log-probabilities before the first update."""
-        empty = torch.zeros(0, device=self.accelerator.device)
-        found: list[torch.Tensor] = [empty for _ in episodes]
-        for rows in self._microbatches(episodes, list(range(len(episodes)))):
+    def _proximal(self, episodes: list[Episode], parts: list[list[int]]) -> dict[int, torch.Tensor]:
+        """By episode number, of those that this process trains: [num_sampled] log-probabilities before the first update."""
+        found: dict[int, torch.Tensor] = {}
+        for rows, _ in (dealt for part in parts for dealt in self._microbatches(episodes, part)):
             batch = build_batch([episodes[i] for i in rows], self.policy).to(self.accelerator.device)
             with self.accelerator.autocast():
-                values = sampled_logprobs(self.policy, batch, self.temperature, self.banned).values
-            for index, part in zip(rows, values.split([episodes[i].num_sampled for i in rows]), strict=True):
-                found[index] = part
+                values = self.forward(batch, self.temperature, self.banned).values
+            found |= zip(rows, values.split([episodes[i].num_sampled for i in rows]), strict=True)
         return found
 
     @torch.no_grad()
@@ -190,9 +193,11 @@ def _metrics(loss: float, norm: float, entropy: float, sums: TokenSums) -> dict[
         "reference_kl": sums.reference_kl / count,
         "clip_frac": sums.clipped / count,
         "tis_frac": sums.truncated / count,
+        "masked_frac": sums.masked / count,
         "ratio_mean": sums.ratio / count,
         "ratio_min": sums.ratio_min,
         "ratio_max": sums.ratio_max,
+        **{f"ratio_hist_{place}": number / count for place, number in enumerate(sums.histogram)},
     }
 
 
@@ -214,6 +219,7 @@ def _batch_metrics(episodes: Sequence[Episode], duration_s: float) -> dict[str, 
         "num_trained_tokens": float(sum(episode.num_sampled for episode in episodes)),
         "version_min": float(min(v.min() for v in versions)),
         "version_max": float(max(v.max() for v in versions)),
+        "version_span": float(max(v.max() - v.min() for v in versions)),
         "duration_s": duration_s,
         "tokens_per_s": num_tokens / duration_s,
     }

@@ -9,10 +9,18 @@ import pytest
 import torch
 
 from medvista_ray.algorithms.advantages import group_advantages
-from medvista_ray.algorithms.corrections import k3_divergence, truncated_importance_weights
+from medvista_ray.algorithms.corrections import (
+    CORRECTIONS,
+    Bounds,
+    capped_importance_weights,
+    k3_divergence,
+    sequence_mask,
+    truncated_importance_weights,
+)
 from medvista_ray.algorithms.grpo import GrpoTerms, grpo_loss, merge_sums
+from medvista_ray.config import GrpoConfig
 
-TERMS = GrpoTerms(clip_low=0.2, clip_high=0.28, tis_cap=2.0)
+TERMS = GrpoTerms(clip_low=0.2, clip_high=0.28, bounds=Bounds(2.0, 0.8, 1.25))
 
 
 def test_advantages_are_centred_and_scaled_by_the_sample_deviation() -> None:
@@ -32,6 +40,56 @@ def test_importance_weights_are_truncated_and_carry_no_gradient() -> None:
     weights = truncated_importance_weights(proximal, torch.tensor([-1.0, -3.0, -2.0]), cap=2.0)
     assert torch.allclose(weights, torch.tensor([1.0, 2.0, math.exp(-1.0)]))
     assert not weights.requires_grad
+
+
+def test_decoupled_weights_are_whole_and_a_token_above_the_cap_drops_out() -> None:
+    proximal = torch.tensor([-1.0, -1.0, -3.0], requires_grad=True)
+    weights = capped_importance_weights(proximal, torch.tensor([-1.5, -3.0, -2.0]), cap=2.0)
+    assert torch.allclose(weights, torch.tensor([math.exp(0.5), 0.0, math.exp(-1.0)]))
+    assert not weights.requires_grad
+
+
+def test_the_sequence_mask_judges_episodes_by_their_mean_whatever_their_length() -> None:
+    behaviour = torch.zeros(7)
+    # Episode 0: ratio exp(0.3) at one token, exp(-0.3) at the other: mean 1. Episode 2: 0.2 per token, too high. Episode 1: one
+    # token, too low. A product over episode 3's two tokens of 0.15 would be 1.35, above the bound; its mean is below.
+    gaps = torch.tensor([0.3, -0.4, 0.5, -0.3, 0.1, 0.15, 0.15])
+    rows = torch.tensor([0, 1, 2, 0, 2, 3, 3])
+    assert sequence_mask(gaps, behaviour, rows, 0.8, 1.25).tolist() == [1, 0, 0, 1, 0, 1, 1]
+    assert sequence_mask(gaps[:0], behaviour[:0], rows[:0], 0.8, 1.25).tolist() == []
+
+
+def test_every_correction_is_one_where_learner_and_engine_agree() -> None:
+    values, rows = torch.tensor([-0.5, -3.0, -9.0]), torch.tensor([0, 1, 1])
+    assert set(CORRECTIONS) == set(GrpoConfig.model_fields["correction"].annotation.__args__)
+    for correct in CORRECTIONS.values():
+        assert torch.equal(correct(values, values.clone(), rows, TERMS.bounds), torch.ones(3))
+
+
+@pytest.mark.parametrize(
+    ("correction", "weights"),
+    [
+        ("truncated_is", [2.0, math.exp(0.1), math.exp(-0.1)]),
+        ("sequence_mask", [0.0, math.exp(0.1), math.exp(-0.1)]),
+        ("decoupled", [0.0, math.exp(0.1), math.exp(-0.1)]),
+    ],
+)
+def test_a_masked_token_trains_nothing_but_still_counts_in_the_mean(correction: str, weights: list[float]) -> None:
+    terms = GrpoTerms(0.2, 0.28, TERMS.bounds, correction=correction)
+    logprobs = torch.tensor([-1.0, -2.0, -3.0], requires_grad=True)
+    behaviour = torch.tensor([-2.0, -2.1, -2.9])
+    loss, sums = grpo_loss(logprobs, behaviour, torch.ones(3), terms, num_tokens=3, rows=torch.tensor([0, 1, 1]))
+    loss.backward()
+    assert torch.allclose(logprobs.grad, -torch.tensor(weights) / 3)
+    assert sums.masked == float(weights[0] == 0.0)
+    # Ratios e, 1.105 and 0.905.
+    assert sums.histogram == (0, 0, 1, 0, 1, 0, 1)
+
+
+def test_the_ratio_histogram_counts_each_token_once_and_an_edge_with_the_bin_above() -> None:
+    ratios = torch.tensor([0.1, 0.5, 1.0, 1.25, 7.0])
+    _, sums = grpo_loss(ratios.log(), torch.zeros(5), torch.zeros(5), TERMS, num_tokens=5)
+    assert sums.histogram == (1, 1, 0, 1, 0, 1, 1)
 
 
 def test_k3_is_zero_where_the_policies_agree_and_estimates_the_divergence() -> None:
@@ -64,15 +122,16 @@ def test_the_clip_stops_gains_beyond_its_asymmetric_bounds() -> None:
     assert sums.clipped == 2.0
 
 
+@pytest.mark.parametrize("correction", CORRECTIONS)
 @pytest.mark.parametrize("kl_coef", [0.0, 0.3])
-def test_gradients_agree_with_finite_differences(kl_coef: float) -> None:
+def test_gradients_agree_with_finite_differences(kl_coef: float, correction: str) -> None:
     generator = torch.Generator().manual_seed(0)
 
     def draw() -> torch.Tensor:
         return torch.randn(12, generator=generator, dtype=torch.float64) * 0.2 - 2.0
 
     arguments: dict[str, Any] = {"proximal": draw(), "reference": draw() if kl_coef else None, "num_tokens": 20}
-    terms = GrpoTerms(clip_low=0.2, clip_high=0.28, tis_cap=1.1, kl_coef=kl_coef)
+    terms = GrpoTerms(clip_low=0.2, clip_high=0.28, bounds=Bounds(1.1, 0.9, 1.2), kl_coef=kl_coef, correction=correction)
     behaviour, advantages = draw(), draw() + 2.0
 
     def loss(values: torch.Tensor) -> torch.Tensor:
@@ -91,10 +150,12 @@ def test_micro_batches_add_up_to_the_whole() -> None:
     assert float(parts[0][0] + parts[1][0]) == pytest.approx(float(whole), rel=1e-5)
     assert merged.num_tokens == sums.num_tokens
     assert merged.mismatch_kl == pytest.approx(sums.mismatch_kl, rel=1e-5)
+    assert merged.histogram == sums.histogram
+    assert sum(merged.histogram) == 10
     assert (merged.ratio_min, merged.ratio_max) == pytest.approx((sums.ratio_min, sums.ratio_max))
 
 
 def test_a_divergence_term_without_a_reference_is_refused() -> None:
     zeros = torch.zeros(2)
     with pytest.raises(ValueError, match="reference"):
-        grpo_loss(zeros, zeros, zeros, GrpoTerms(0.2, 0.28, 2.0, kl_coef=0.1), num_tokens=2)
+        grpo_loss(zeros, zeros, zeros, GrpoTerms(0.2, 0.28, Bounds(2.0), kl_coef=0.1), num_tokens=2)
