@@ -1,8 +1,9 @@
 """Scores of many answers on a set: closed accuracy, open exact match, open F1 and recall, overall. Deterministic.
 
-Invariant: what a task's grader calls right is right everywhere, in a table (`score_set`) as in the reward and the evaluation
-(`is_right`); F1 and recall stand beside it and never replace it. An answer that cannot be read is wrong and counted, never guessed; a group without questions scores None, never 0.
-A judge model is a separate column (`judge`) and touches none of these. Called by the rewards and by `medvista-ray data score`.
+Invariant: what a task's grader calls right is right everywhere, in a table (`score_set`) as in reward and evaluation
+(`is_right`); F1 and recall stand beside it and never replace it. An answer that cannot be read is wrong and counted, never
+guessed; a group without questions scores None, never 0. A judge model is a separate column (`judge`) and touches none of
+these. Called by the rewards and by `medvista-ray data score`.
 """
 
 from __future__ import annotations
