@@ -34,6 +34,7 @@ from benchmarks.harness import machine, own_ray, write_figures
 from medvista_ray.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[1]
+READY_S = 900.0
 ACTIVITIES = ("generate_s", "tool_loop_s", "other_rollout_s", "update_s")
 
 
@@ -94,7 +95,7 @@ def ours(config: TrainConfig, policy: Path, args: Namespace, work: Path) -> dict
         try:
             supervisor.start_learner(str(policy), f"peer-{os.getpid()}")
             supervisor.start_generators(str(policy), partial(LocalToolClient, config.tools.names))
-            supervisor.wait_ready()
+            supervisor.wait_ready(READY_S)
             tasks = list(load_source(config.bench).tasks(Split.TRAIN))
             coordinator = supervisor.start_coordinator(tasks, folder, 1)
             ray.get(coordinator.run.remote(num_steps))

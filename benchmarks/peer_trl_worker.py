@@ -4,8 +4,8 @@
 
 TRL gets what favours it as long as the work stays the same: no gradient checkpointing, all cores, one optimiser step per
 generation (so that it needs no old log-probabilities), no reference model, no logging. Two things are added for it, neither
-of which costs time: a chat template that renders this project's turns, and a model class whose forward takes (and ignores)
-the `token_type_ids` that TRL passes once a tool has returned a picture.
+of which costs time: a chat template that renders this project's turns, and a model class whose forward drops two
+arguments that TRL passes and an InternVL does not take.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ RESPONSE = {
     },
 }
 """How transformers parses a turn of that grammar; what is not a call is content."""
+UNUSED = ("token_type_ids", "num_patches")
 TURN_ENDS = ("</tool_call>", "</answer>", "<|im_end|>")
 
 
@@ -157,10 +158,10 @@ def load(folder: str, config: TrainConfig) -> tuple[Any, Any]:
     from medvista_ray.models.policy import load_inputs
 
     class Model(InternVLForConditionalGeneration):
-        """Takes what TRL passes to any vision model after a tool's picture; an InternVL has no use for it."""
+        """Takes and drops what an InternVL has no use for: TRL hands on all that the processor or another model has."""
 
-        def forward(self, *args: Any, token_type_ids: Any = None, **kwargs: Any) -> Any:
-            return super().forward(*args, **kwargs)
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            return super().forward(*args, **{key: value for key, value in kwargs.items() if key not in UNUSED})
 
     _show_parameters(Model, InternVLForConditionalGeneration)
     model = Model.from_pretrained(folder, dtype="float32", attn_implementation="sdpa")
@@ -177,11 +178,11 @@ def load(folder: str, config: TrainConfig) -> tuple[Any, Any]:
 
 
 def _show_parameters(model: Any, parent: Any) -> None:
-    """Generation and TRL look at the parameters of `forward`: the parent's, and the one that is ignored."""
+    """Generation and TRL look at the parameters of `forward`: the parent's, and those that are dropped."""
     shown = inspect.signature(parent.forward)
-    added = inspect.Parameter("token_type_ids", inspect.Parameter.KEYWORD_ONLY, default=None)
+    added = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in UNUSED]
     *named, keywords = shown.parameters.values()
-    model.forward.__signature__ = shown.replace(parameters=[*named, added, keywords])
+    model.forward.__signature__ = shown.replace(parameters=[*named, *added, keywords])
 
 
 def run(spec: dict[str, Any]) -> dict[str, Any]:
