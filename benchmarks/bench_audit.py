@@ -29,7 +29,7 @@ from medvista_ray.tasks.bench import shortcuts
 from medvista_ray.tasks.bench.expert import make_expert
 from medvista_ray.tasks.bench.families import SETS
 from medvista_ray.tasks.bench.source import MedVistaBench
-from medvista_ray.tasks.graders import grade
+from medvista_ray.tasks.scoring import is_right
 from medvista_ray.tools.base import ToolOptions
 from medvista_ray.tools.client import LocalToolClient
 from medvista_ray.types import Split, Task
@@ -61,7 +61,7 @@ async def solve(task: Task, bench: MedVistaBench, client: LocalToolClient) -> tu
         step = await env.step(await expert.next(observation))
         observation = step.observation
         if step.terminated or step.truncated:
-            return grade(task, step.info["answer"]), tuple(called)
+            return is_right(task, step.info["answer"]), tuple(called)
         called += [step.info["tool_name"]] if step.info["tool_ok"] else []
 
 

@@ -34,7 +34,7 @@ class Registry:
 
         Raises UnknownNameError if there is none.
         """
-        path = self._paths.get(name) or self._entry_point(name) or (name if ":" in name else None)
+        path = self._paths.get(name) or (name if ":" in name else self._entry_point(name))
         if path is None:
             raise UnknownNameError(f"{self.kind} {name!r} is not known; {did_you_mean(name, self.names())}")
         module, _, attribute = path.partition(":")

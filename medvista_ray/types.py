@@ -192,6 +192,8 @@ class Task:
     """Absolute tolerance of a NUMBER answer, in the answer's unit."""
     aliases: tuple[str, ...] = ()
     """Other right answers."""
+    grader: str = "words"
+    """Registered grader of its answers, or "module:function" (see `tasks.scoring`)."""
     chance: float = 0.0
     """Accuracy of a blind guess in this family, 0..1."""
     num_images: int = 1

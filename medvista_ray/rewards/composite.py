@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from medvista_ray.config import RewardConfig
 from medvista_ray.rewards.diagnosis import diagnose
-from medvista_ray.tasks.graders import grade
+from medvista_ray.tasks.scoring import is_right
 from medvista_ray.types import Episode, EpisodeStatus, ErrorCode
 
 
@@ -21,7 +21,7 @@ def score(episode: Episode, config: RewardConfig) -> Episode:
     if episode.status is EpisodeStatus.FAILED:
         return replace(episode, reward=0.0, reward_parts={}, correct=False, error_codes=codes)
     answered = episode.status is EpisodeStatus.ANSWERED
-    correct = answered and grade(episode.task, episode.answer)
+    correct = answered and is_right(episode.task, episode.answer)
     well_formed = answered and ErrorCode.E1 not in codes
     parts = {
         "format": config.format if well_formed else -config.format,

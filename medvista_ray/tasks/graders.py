@@ -1,8 +1,7 @@
 """Is an answer right? Deterministic, by answer kind, no judge model.
 
 Invariant: only the whole answer counts. A right word inside a longer reply, a range, two numbers or two choices are
-wrong, because a substring match pays a policy for hedging. Called by the rewards, the expert's filter and the
-evaluation.
+wrong, because a substring match pays a policy for hedging. Called by the graders of `scoring`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Scores of many answers on a set: closed accuracy, open exact match, open F1 and recall, overall. Deterministic.
 
-Invariant: "right" is what `graders.grade` says, the same that the reward uses; F1 and recall stand beside it and never
-replace it. An answer that cannot be read is wrong and counted, never guessed; a group without questions scores None, never 0.
-A judge model is a separate column (`judge`) and touches none of these. Called by `medvista-ray data score`.
+Invariant: what a task's grader calls right is right everywhere, in a table (`score_set`) as in reward and evaluation
+(`is_right`); F1 and recall stand beside it and never replace it. An answer that cannot be read is wrong and counted, never
+guessed; a group without questions scores None, never 0. A judge model is a separate column (`judge`) and touches none of
+these. Called by the rewards and by `medvista-ray data score`.
 """
 
 from __future__ import annotations
@@ -51,6 +52,11 @@ class Grader(Protocol):
 def load_grader(name: str) -> Grader:
     """The grader of that name, or of a "module:attribute" string. Raises UnknownNameError."""
     return GRADERS.load(name)
+
+
+def is_right(task: Task, answer: str | None) -> bool:
+    """Whether the task's own grader calls `answer` right. Raises UnknownNameError if there is no such grader."""
+    return load_grader(task.grader)(task, answer).correct
 
 
 def grade_words(task: Task, answer: str | None) -> Score:

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from medvista_ray.config import BenchConfig
 from medvista_ray.errors import JudgeError, UnknownNameError, UserError
 from medvista_ray.tasks.datasets.commands import read_answers
 from medvista_ray.tasks.judge import OpenAiJudge, judge_open
-from medvista_ray.tasks.scoring import grade_characters, grade_words, load_grader, score_set
+from medvista_ray.tasks.scoring import grade_characters, grade_words, is_right, load_grader, score_set
 from medvista_ray.tasks.source import load_source
 from medvista_ray.types import AnswerKind, Split, Task
 from tests.unit.dataset_files import WRITERS, opened, put, shade
@@ -240,4 +241,6 @@ def test_the_set_and_the_grader_of_the_readme_run_as_they_stand(
     put(tmp_path / "answers.jsonl", "\n".join(json.dumps({"id": task.id, "answer": "Liver"}) for task in tasks))
     assert cli.main(["data", "score", str(tmp_path / "data"), str(tmp_path / "answers.jsonl"), "--set", "my_set:MySet"]) == 0
     assert "my_set:one_word" in capsys.readouterr().out
+    assert is_right(replace(tasks[0], grader="words", answer="left lung"), "Left lung")
+    assert not is_right(replace(tasks[0], answer="left lung"), "Left lung"), "the set's own grader decides the reward too"
     sys.modules.pop("my_set", None)

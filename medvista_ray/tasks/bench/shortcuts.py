@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from medvista_ray.tasks.graders import grade
+from medvista_ray.tasks.scoring import is_right
 from medvista_ray.types import AnswerKind, MedImage, Task
 
 Floats = NDArray[np.float64]
@@ -30,7 +30,7 @@ _RIDGE_QUESTION, _RIDGE_PICTURE = 1.0, 30.0
 
 def accuracy(tasks: Sequence[Task], answers: Sequence[str]) -> float:
     """Share of right answers."""
-    return float(np.mean([grade(task, answer) for task, answer in zip(tasks, answers, strict=True)]))
+    return float(np.mean([is_right(task, answer) for task, answer in zip(tasks, answers, strict=True)]))
 
 
 def commonest(train: Sequence[Task], test: Sequence[Task]) -> list[str]:

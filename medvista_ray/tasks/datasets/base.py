@@ -126,7 +126,8 @@ class Dataset(ABC):
         """
         if split not in self._tasks:
             self._require_usable(split)
-            self._tasks[split] = self._limit(split, [to_task(row, self.name, split) for row in self.assignment.rows[split]])
+            rows = self.assignment.rows[split]
+            self._tasks[split] = self._limit(split, [to_task(row, self.name, split, self.grader) for row in rows])
         return self._tasks[split]
 
     def open(self, task: Task) -> list[MedImage]:

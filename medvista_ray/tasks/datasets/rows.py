@@ -64,8 +64,8 @@ def is_usable(row: Row) -> bool:
     return bool(row.answer and row.pictures and not row.missing)
 
 
-def to_task(row: Row, source: str, split: Split) -> Task:
-    """The row as a task of that split."""
+def to_task(row: Row, source: str, split: Split, grader: str = "words") -> Task:
+    """The row as a task of that split, whose answers that grader grades."""
     kind = row.kind or kind_of(row)
     choices = row.choices or (YES_NO if kind is AnswerKind.CHOICE else ())
     form = "closed" if row.closed or kind is AnswerKind.CHOICE else "open"
@@ -82,6 +82,7 @@ def to_task(row: Row, source: str, split: Split) -> Task:
         choices=choices,
         slack=row.slack,
         aliases=row.aliases,
+        grader=grader,
         chance=1.0 / len(choices) if choices else 0.0,
         num_images=len(row.pictures),
         regions=row.regions,
