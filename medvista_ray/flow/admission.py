@@ -16,7 +16,9 @@ finished and entered (or passed) the inbox, that is ready + trained; filtered an
    staleness: quick late-comers could overtake a slow group for ever.
 
 Rule 1 keeps "at most (d - k + 1) * B groups in flight with v + eta <= d" true, rule 2 carries it from k to k + 1, and
-once all groups have finished rule 2 never blocks: no deadlock. eta = 0 is fully synchronous. Called by `flow.groups`.
+once all groups have finished rule 2 never blocks: no deadlock. eta = 0 is fully synchronous. With `by_batch` (the
+batch-synchronous modes) a third bound holds: no group of the next batch is dispatched before this one has finished.
+Called by `flow.groups`.
 """
 
 from __future__ import annotations
@@ -55,8 +57,9 @@ class Admission:
     Every event raises InvariantError if the group is not in the state that the event needs.
     """
 
-    def __init__(self, eta: int, batch_groups: int, max_running: int, *, first_version: int = 0) -> None:
+    def __init__(self, eta: int, batch_groups: int, max_running: int, *, first_version: int = 0, by_batch: bool = False) -> None:
         self.eta = eta
+        self.by_batch = by_batch
         self.batch_groups = batch_groups
         self.max_running = max_running
         self.first_version = first_version
@@ -88,8 +91,10 @@ class Admission:
         if self.final_version is not None:
             last = min(last, self.final_version)
         accepted = self._num_trained + len(self._ready)
-        by_staleness = (last - self.first_version) * self.batch_groups - (accepted + len(self._running))
-        return max(0, min(by_staleness, self.max_running - len(self._running)))
+        places = (last - self.first_version) * self.batch_groups
+        if self.by_batch:
+            places = min(places, (accepted // self.batch_groups + 1) * self.batch_groups)
+        return max(0, min(places - accepted, self.max_running) - len(self._running))
 
     def waiting(self) -> list[int]:
         """Group ids that wait for a generator, in order."""

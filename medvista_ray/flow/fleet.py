@@ -1,8 +1,9 @@
 """The generators: which one works on what, which version each serves, and how a broken one comes back.
 
 Invariants: a generator gets work only after it has completely loaded a published version; its versions only grow
-while it lives; loads run one after another per generator and never stop its work; one death is handled once, however
-many of its groups report it. Called by `flow.loop`.
+while it lives; loads run one after another per generator and never stop its work (`load_when_empty`: they wait until it
+has none, and none begins meanwhile); one death is handled once, however many of its groups report it. Called by
+`flow.loop`.
 """
 
 from __future__ import annotations
@@ -65,7 +66,10 @@ class Fleet:
         clock: Callable[[], float],
         on_change: Callable[[], None],
         limits: Limits,
+        *,
+        load_when_empty: bool = False,
     ) -> None:
+        self._load_when_empty = load_when_empty
         self._background = background
         self._clock = clock
         self._on_change = on_change
@@ -88,13 +92,13 @@ class Fleet:
             raise InvariantError(f"version {version} published after {self._target}")
         self._manifest, self._target = manifest, version
         for slot in self.slots:
-            if slot.usable and not slot.loading:
-                self._background.start(self._load_in_flight(slot, slot.life))
+            self._load_if_due(slot)
 
     def pick(self, capacity: Callable[[int], int]) -> Slot | None:
         """The least-loaded generator whose version leaves `capacity`, or None."""
         for slot in sorted(self.slots, key=lambda s: s.num_groups):
-            if slot.usable and capacity(slot.version) > 0:
+            held = self._load_when_empty and slot.loading
+            if slot.usable and not held and capacity(slot.version) > 0:
                 return slot
         return None
 
@@ -106,16 +110,10 @@ class Fleet:
     async def run_group(self, slot: Slot, life: int, group_id: int, task: Task, group_size: int) -> Group | None:
         """Run a reserved group; None if the generator died, hung or failed, whose recovery is then under way."""
         try:
-            if slot.life != life:
-                return None
-            call = slot.generator.run_group(group_id, task, group_size)
-            group = await asyncio.wait_for(call, self._limits.group_s)
-        except Exception as error:  # fault boundary: whatever breaks a generator, its groups go elsewhere
-            self._fault(slot, life, error)
-            return None
+            group = await self._attempt(slot, life, group_id, task, group_size)
         finally:
             slot.num_groups -= 1
-        slot.policy.on_success()
+        self._load_if_due(slot)
         return group
 
     def settle(self) -> None:
@@ -149,6 +147,25 @@ class Fleet:
                     raise
         slot.usable = True
 
+    async def _attempt(self, slot: Slot, life: int, group_id: int, task: Task, group_size: int) -> Group | None:
+        try:
+            if slot.life != life:
+                return None
+            call = slot.generator.run_group(group_id, task, group_size)
+            group = await asyncio.wait_for(call, self._limits.group_s)
+        except Exception as error:  # fault boundary: whatever breaks a generator, its groups go elsewhere
+            self._fault(slot, life, error)
+            return None
+        slot.policy.on_success()
+        return group
+
+    def _load_if_due(self, slot: Slot) -> None:
+        """Begin to load the newest version, unless that is under way or has to wait for the slot's groups."""
+        due = slot.usable and not slot.loading and slot.version < self._target
+        if due and not (self._load_when_empty and slot.num_groups):
+            slot.loading = True
+            self._background.start(self._load_in_flight(slot, slot.life))
+
     async def _load(self, slot: Slot, life: int) -> None:
         manifest, version = self._manifest, self._target
         if version <= slot.version:
@@ -160,7 +177,6 @@ class Fleet:
         self.load_seconds.append(seconds)
 
     async def _load_in_flight(self, slot: Slot, life: int) -> None:
-        slot.loading = True
         num_failed = 0
         try:
             while slot.version < self._target and slot.life == life:
@@ -177,6 +193,8 @@ class Fleet:
                 self._on_change()
         finally:
             slot.loading = False
+        self._load_if_due(slot)  # the generator may have been replaced while its predecessor's load was under way
+        self._on_change()
 
     def _fault(self, slot: Slot, life: int, error: BaseException) -> None:
         if slot.life != life or slot.lost:

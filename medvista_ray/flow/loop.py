@@ -52,6 +52,8 @@ class LoopSettings:
     max_retries: int
     checkpoint_every: int
     seed: int
+    by_batch: bool = False
+    """Generation goes batch by batch and weights change in between (the modes "sync" and "one_step_off")."""
     first_version: int = 1
     """Version of the weights that the run starts with; engines come up with version 0."""
     checkpoint_root: str = ""
@@ -69,6 +71,7 @@ class LoopSettings:
             max_retries=config.flow.max_group_retries,
             checkpoint_every=config.flow.checkpoint_every,
             seed=config.seed,
+            by_batch=config.flow.mode != "async",
             first_version=first_version,
             checkpoint_root=str(checkpoint_root),
         )
@@ -91,12 +94,18 @@ class TrainingLoop:
         self._tasks = {task.id: task for task in tasks}
         self._sampler = TaskSampler(tasks, settings.seed)
         self._admission = Admission(
-            settings.eta, settings.batch_groups, settings.max_running, first_version=settings.first_version
+            settings.eta,
+            settings.batch_groups,
+            settings.max_running,
+            first_version=settings.first_version,
+            by_batch=settings.by_batch,
         )
         self.ledger = GroupLedger(self._admission, settings.group_size, settings.max_retries)
         self._wake = asyncio.Event()
         self._background = Background(self._wake.set)
-        self.fleet = Fleet(generators, self._background, clock, self._dispatch, settings.limits)
+        self.fleet = Fleet(
+            generators, self._background, clock, self._dispatch, settings.limits, load_when_empty=settings.by_batch
+        )
         self._learner = learner
         self._recorder = recorder or MetricsRecorder()
         self._on_group = on_group

@@ -44,6 +44,7 @@ def scenarios() -> Iterator[tuple[int, dict[str, Any]]]:
             seed,
             {
                 "eta": rng.choice([0, 0, 1, 1, 2, 4]),
+                "by_batch": False,
                 "batch_groups": batch,
                 "max_running": rng.choice([1, 3, batch, 2 * batch, 50]),
                 "num_generators": rng.choice([1, 2, 3, 5]),
@@ -58,10 +59,15 @@ def scenarios() -> Iterator[tuple[int, dict[str, Any]]]:
         )
 
 
-@pytest.mark.parametrize("scenario", list(scenarios()), ids=lambda s: f"seed{s[0]}")
+def batch_scenarios() -> Iterator[tuple[int, dict[str, Any]]]:
+    for seed, script in list(scenarios())[:20]:
+        yield seed, script | {"eta": seed % 2, "by_batch": True}
+
+
+@pytest.mark.parametrize("scenario", [*scenarios(), *batch_scenarios()], ids=lambda s: f"seed{s[0]}")
 def test_no_token_is_ever_staler_than_eta_and_no_run_gets_stuck(scenario: tuple[int, dict[str, Any]]) -> None:
     seed, script = scenario
-    names = ("eta", "batch_groups", "max_running")
+    names = ("eta", "by_batch", "batch_groups", "max_running")
     settings = replace(SETTINGS, max_retries=5, **{name: script.pop(name) for name in names})
     world = run_world(settings, num_steps=12, seed=seed, **script)
     assert world.loop.ledger.counts.num_in_flight == 0, "work was admitted that could never be trained"
@@ -96,6 +102,42 @@ def test_eta_zero_never_samples_while_the_learner_trains() -> None:
         return world
 
     assert set(simulate(main()).learner.staleness) == {0}
+
+
+def test_one_step_off_generates_a_whole_batch_with_one_version_while_the_one_before_is_trained() -> None:
+    during: list[int] = []
+    versions: dict[int, set[int]] = {}
+
+    async def main() -> World:
+        generators = [ScriptedGenerator(f"generator-{i}", i) for i in range(2)]
+        world = World(replace(SETTINGS, by_batch=True), generators, ScriptedLearner(train_s=20.0))
+        plain = world.learner.train
+
+        async def train(groups: list[Group]) -> dict[str, float]:
+            await asyncio.sleep(0.5)
+            during.append(world.loop.ledger.counts.num_running)
+            for group in groups:
+                for episode in group.episodes:
+                    versions.setdefault(len(during), set()).update(episode.versions[episode.loss_mask].tolist())
+            return await plain(groups)
+
+        world.learner.train = train  # type: ignore[method-assign]
+        await world.run(6)
+        return world
+
+    world: World = simulate(main())
+    assert during == [4, 4, 4, 4, 4, 0]
+    assert versions == {1: {1}, 2: {1}, 3: {2}, 4: {3}, 5: {4}, 6: {5}}
+    assert set(world.learner.staleness) == {0, 1}
+
+
+def test_the_three_modes_are_ordered_by_what_they_make_of_the_same_seconds() -> None:
+    def end_s(eta: int, by_batch: bool) -> float:
+        settings = replace(SETTINGS, eta=eta, by_batch=by_batch, max_running=4)
+        return run_world(settings, 30, num_generators=1, train_s=4.0, slow_share=0.2).learner.busy[-1][1]
+
+    sync, one_step_off, asynchronous = end_s(0, True), end_s(1, True), end_s(1, False)
+    assert asynchronous < 0.9 * one_step_off < 0.9 * sync
 
 
 def test_generation_and_training_overlap() -> None:
