@@ -23,6 +23,7 @@ Called by `flow.groups`.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -140,15 +141,9 @@ class Admission:
 
     def next_batch(self) -> list[int] | None:
         """Ids of the ready groups to train now, oldest version first; None while the learner must wait."""
-        batch = sorted(self._ready, key=lambda i: self._ready[i])[: self.batch_groups]
-        if len(batch) < self.batch_groups:
+        if len(self._ready) < self.batch_groups or not self._leaves_time():
             return None
-        left = {**self._running, **self._ready}
-        for group_id in batch:
-            del left[group_id]
-        deadlines = sorted(version + self.eta for version in left.values())
-        in_time = all(n <= (d - self.version) * self.batch_groups for n, d in enumerate(deadlines, start=1))
-        return batch if in_time else None
+        return sorted(self._ready, key=self._ready.__getitem__)[: self.batch_groups]
 
     def train(self, group_ids: list[int]) -> None:
         """The learner trained exactly these groups: its version grows by one."""
@@ -197,6 +192,18 @@ class Admission:
                 f"which does not fit groups_per_step={self.batch_groups}"
             )
         self.check()
+
+    def _leaves_time(self) -> bool:
+        """Whether every group in flight can still be trained in time after a batch of the oldest ready ones."""
+        ready, running = Counter(self._ready.values()), Counter(self._running.values())
+        num_taken = num_due = 0
+        for version in sorted(ready | running):
+            taken = min(ready[version], self.batch_groups - num_taken)
+            num_taken += taken
+            num_due += running[version] + ready[version] - taken
+            if num_due > max(0, version + self.eta - self.version) * self.batch_groups:
+                return False
+        return True
 
     def _leave(self, name: str, place: dict[int, Any], group_id: int) -> Any:
         if group_id not in place:

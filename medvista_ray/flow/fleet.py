@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -25,6 +26,8 @@ log = logging.getLogger(__name__)
 NOTHING_LOADED = -1
 MAX_LOAD_ATTEMPTS = 3
 """Failed loads in a row before the generator is restarted."""
+MAX_LOADS_KEPT = 10_000
+"""Loads whose seconds are remembered; a long run of many generators has millions."""
 BUSY = frozenset({"generating"})
 """Activities of a generator that count as work."""
 
@@ -54,6 +57,8 @@ class Slot:
     lost: bool = False
     loading: bool = False
     num_groups: int = 0
+    load: int | None = None
+    """Under which it is found when work is given out; None while it may have none."""
 
 
 class Fleet:
@@ -76,9 +81,13 @@ class Fleet:
         self._limits = limits
         self._manifest, self._target = "", NOTHING_LOADED
         self.slots = [Slot(generator, Occupancy("starting", clock())) for generator in generators]
-        self.load_seconds: list[dict[str, float]] = []
-        """What every load reported: seconds by phase."""
-        self._num_taken = 0
+        self.load_seconds: deque[dict[str, float]] = deque(maxlen=MAX_LOADS_KEPT)
+        """What the latest loads reported: seconds by phase."""
+        self.num_loads = 0
+        """Over the whole run."""
+        self._by_load: dict[int, dict[Slot, None]] = {}
+        """Usable slots by their number of groups, so that finding the least loaded costs the same for any number."""
+        self._new_loads: list[dict[str, float]] = []
 
     async def start(self, manifest: str, version: int) -> None:
         """Wait until every generator serves `version`. Raises what the first broken one raises."""
@@ -93,18 +102,23 @@ class Fleet:
         self._manifest, self._target = manifest, version
         for slot in self.slots:
             self._load_if_due(slot)
+            self._settle(slot)
 
     def pick(self, capacity: Callable[[int], int]) -> Slot | None:
-        """The least-loaded generator whose version leaves `capacity`, or None."""
-        for slot in sorted(self.slots, key=lambda s: s.num_groups):
-            held = self._load_when_empty and slot.loading
-            if slot.usable and not held and capacity(slot.version) > 0:
-                return slot
+        """The least-loaded generator whose version leaves `capacity`, which grows with the version, or None."""
+        if capacity(self._target) < 1:
+            return None
+        for load in sorted(self._by_load):
+            for slot in self._by_load[load]:
+                held = self._load_when_empty and slot.loading
+                if not held and capacity(slot.version) > 0:
+                    return slot
         return None
 
     def reserve(self, slot: Slot) -> int:
         """Count a group on `slot` from now on. Returns the slot's life, for `run_group`."""
         slot.num_groups += 1
+        self._settle(slot)
         return slot.life
 
     async def run_group(self, slot: Slot, life: int, group_id: int, task: Task, group_size: int) -> Group | None:
@@ -114,18 +128,12 @@ class Fleet:
         finally:
             slot.num_groups -= 1
         self._load_if_due(slot)
+        self._settle(slot)
         return group
-
-    def settle(self) -> None:
-        """Account for what every generator does now."""
-        now_s = self._clock()
-        for slot in self.slots:
-            slot.occupancy.enter(_activity(slot, self._target), now_s)
 
     def take_new_loads(self) -> list[dict[str, float]]:
         """What the loads since the last call reported."""
-        new = self.load_seconds[self._num_taken :]
-        self._num_taken = len(self.load_seconds)
+        new, self._new_loads = self._new_loads, []
         return new
 
     def idle_fraction(self) -> float:
@@ -146,6 +154,7 @@ class Fleet:
                 if num_failed == MAX_LOAD_ATTEMPTS:
                     raise
         slot.usable = True
+        self._settle(slot)
 
     async def _attempt(self, slot: Slot, life: int, group_id: int, task: Task, group_size: int) -> Group | None:
         try:
@@ -175,6 +184,23 @@ class Fleet:
             raise GeneratorDiedError(f"{slot.generator.name} was replaced while it loaded version {version}")
         slot.version = version
         self.load_seconds.append(seconds)
+        self._new_loads.append(seconds)
+        self.num_loads += 1
+        self._settle(slot)
+
+    def _settle(self, slot: Slot) -> None:
+        """Account for what a generator does from now on, and for its load. Called whenever either may have changed."""
+        slot.occupancy.enter(_activity(slot, self._target), self._clock())
+        load = slot.num_groups if slot.usable else None
+        if load == slot.load:
+            return
+        if slot.load is not None:
+            del self._by_load[slot.load][slot]
+            if not self._by_load[slot.load]:
+                del self._by_load[slot.load]
+        if load is not None:
+            self._by_load.setdefault(load, {})[slot] = None
+        slot.load = load
 
     async def _load_in_flight(self, slot: Slot, life: int) -> None:
         num_failed = 0
@@ -202,6 +228,7 @@ class Fleet:
         slot.life += 1
         slot.usable = False
         log.warning("%s broke with %d groups in flight: %r; recovering", slot.generator.name, slot.num_groups, error)
+        self._settle(slot)
         self._background.start(self._recover(slot, error))
         self._on_change()
 
@@ -220,6 +247,7 @@ class Fleet:
                 self._on_change()
                 return
         slot.lost = True
+        self._settle(slot)
         log.error("%s is given up after %d faults: %r", slot.generator.name, slot.policy.num_faults, error)
         if all(s.lost for s in self.slots):
             raise GeneratorDiedError(f"no generator is left; the last one failed with {error!r}") from error
