@@ -69,7 +69,8 @@ class GeneratorHost:
         await asyncio.sleep(self._script.group_s * self._random.uniform(0.5, 1.5))
         equal = self._random.random() < self._script.filtered_share
         picture = self._random.choice(self._pictures)
-        episodes = [self._episode(task, i, first, picture, 1.0 if equal else float(i % 2)) for i in range(group_size)]
+        rewards = [1.0 if equal else float(i % 2) for i in range(group_size)]
+        episodes = [make_episode(task, self._seen(picture, i), first, self._version, reward) for i, reward in enumerate(rewards)]
         seconds = time.perf_counter() - start
         self._num_groups += 1
         self._seconds += seconds
@@ -79,36 +80,42 @@ class GeneratorHost:
         """Groups so far, and the seconds that they took in here."""
         return self._num_groups, self._seconds
 
-    def _episode(self, task: Task, number: int, first: int, picture: Any, reward: float) -> Episode:
-        mask = np.zeros(NUM_TOKENS, bool)
-        mask[-NUM_SAMPLED:] = True
-        versions = np.where(mask, first, -1).astype(np.int32)
-        versions[-NUM_SAMPLED // 2 :] = self._version
-        call = {"name": "measure", "arguments": {"bbox": [516, 324, 638, 381]}}
-        turns = [
+    def _seen(self, picture: Any, number: int) -> list[Any]:
+        return [picture] if number % 3 else [picture, self._random.choice(self._pictures)]
+
+
+def make_episode(task: Task, images: list[Any], first: int, last: int, reward: float) -> Episode:
+    """Half of its tokens sampled by version `first`, half by `last`."""
+    mask = np.zeros(NUM_TOKENS, bool)
+    mask[-NUM_SAMPLED:] = True
+    versions = np.where(mask, first, -1).astype(np.int32)
+    versions[-NUM_SAMPLED // 2 :] = last
+    arguments = {"bbox": [516, 324, 638, 381]}
+    call = json.dumps({"name": "measure", "arguments": arguments})
+    measured = "long axis 15 mm, short axis 7.0 mm, width 15 mm, height 7.0 mm, area 1.0 cm2, mean -134 HU"
+    return Episode(
+        task=task,
+        status=EpisodeStatus.ANSWERED,
+        turns=[
             Turn(
-                text=f"<think>Now I measure.</think><tool_call>{json.dumps(call)}</tool_call>",
+                text=f"<think>Now I measure.</think><tool_call>{call}</tool_call>",
                 tool="measure",
-                arguments=call["arguments"],  # type: ignore[arg-type]
-                observation="long axis 15 mm, short axis 7.0 mm, width 15 mm, height 7.0 mm, area 1.0 cm2, mean -134 HU",
+                arguments=arguments,
+                observation=measured,
             ),
             Turn(text="<think>Now I know.</think><answer>15</answer>"),
-        ]
-        return Episode(
-            task=task,
-            status=EpisodeStatus.ANSWERED,
-            turns=turns,
-            answer="15",
-            token_ids=np.arange(NUM_TOKENS, dtype=np.int32),
-            loss_mask=mask,
-            logprobs=np.zeros(NUM_TOKENS, np.float32),
-            versions=versions,
-            images=[picture] if number % 3 else [picture, self._random.choice(self._pictures)],
-            reward=reward,
-            reward_parts={"format": 0.2, "accuracy": reward, "tool_bonus": 0.0},
-            correct=reward > 0.5,
-            duration_s=1.0,
-        )
+        ],
+        answer="15",
+        token_ids=np.arange(NUM_TOKENS, dtype=np.int32),
+        loss_mask=mask,
+        logprobs=np.zeros(NUM_TOKENS, np.float32),
+        versions=versions,
+        images=images,
+        reward=reward,
+        reward_parts={"format": 0.2, "accuracy": reward, "tool_bonus": 0.0},
+        correct=reward > 0.5,
+        duration_s=1.0,
+    )
 
 
 @ray.remote(num_cpus=0)
