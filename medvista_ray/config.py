@@ -210,6 +210,8 @@ class GeneratorConfig(Section):
     """Prefill running requests anew after an update: exact log-probs across it, for one prefill each."""
     cpu_cores: tuple[str, ...] = ()
     """Cores of each generator's engine, as in VLLM_CPU_OMP_THREADS_BIND; empty: one core each, from core 0."""
+    node_labels: dict[str, str] = {}
+    """Ray labels that a node must have to carry a generator, for example {role: generator}; empty: any node."""
 
 
 class LearnerConfig(Section):
@@ -221,6 +223,8 @@ class LearnerConfig(Section):
     """Torch threads on a CPU."""
     bf16: bool = True
     """bf16 autocast; False is exact fp32."""
+    node_labels: dict[str, str] = {}
+    """Ray labels of the node that carries the learner and the coordinator; empty: any node."""
 
 
 class EvalConfig(Section):

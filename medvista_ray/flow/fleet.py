@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from medvista_ray.errors import GeneratorDiedError, InvariantError, WeightUpdateError
+from medvista_ray.errors import ConfigError, GeneratorDiedError, InvariantError, WeightUpdateError
 from medvista_ray.flow.background import Background
 from medvista_ray.flow.health import RestartPolicy
 from medvista_ray.flow.protocols import Generator
@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 NOTHING_LOADED = -1
 MAX_LOAD_ATTEMPTS = 3
 """Failed loads in a row before the generator is restarted."""
+LEAVE_POLL_S = 0.1
 MAX_LOADS_KEPT = 10_000
 """Loads whose seconds are remembered; a long run of many generators has millions."""
 BUSY = frozenset({"generating"})
@@ -55,6 +56,7 @@ class Slot:
     """Grows with every fault, so that the same fault is handled once."""
     usable: bool = False
     lost: bool = False
+    """Given up, or leaving the run."""
     loading: bool = False
     num_groups: int = 0
     load: int | None = None
@@ -104,6 +106,29 @@ class Fleet:
             self._load_if_due(slot)
             self._settle(slot)
 
+    def add(self, generator: Generator) -> None:
+        """A generator joins: it gets work once it serves the newest version. Raises ConfigError if its name is taken."""
+        if any(slot.generator.name == generator.name for slot in self.slots):
+            raise ConfigError(f"generator {generator.name!r} is in the run already")
+        slot = Slot(generator, Occupancy("starting", self._clock()))
+        self.slots.append(slot)
+        self._background.start(self._join(slot))
+
+    async def remove(self, name: str) -> None:
+        """A generator leaves: it gets no more work; returns when its last group is back. Nothing is sampled again.
+
+        Raises ConfigError if there is none of that name, or no other one that works.
+        """
+        leaving = [slot for slot in self.slots if slot.generator.name == name]
+        if not leaving or not any(slot.usable for slot in self.slots if slot not in leaving):
+            raise ConfigError(f"generator {name!r} cannot leave: {'no other works' if leaving else 'there is none'}")
+        for slot in leaving:
+            slot.lost, slot.usable = True, False
+            self._settle(slot)
+            while slot.num_groups:
+                await asyncio.sleep(LEAVE_POLL_S)
+            self.slots.remove(slot)
+
     def pick(self, capacity: Callable[[int], int]) -> Slot | None:
         """The least-loaded generator whose version leaves `capacity`, which grows with the version, or None."""
         if capacity(self._target) < 1:
@@ -141,6 +166,13 @@ class Fleet:
         now_s = self._clock()
         return sum(slot.occupancy.idle_fraction(BUSY, now_s) for slot in self.slots) / len(self.slots)
 
+    async def _join(self, slot: Slot) -> None:
+        try:
+            await self._bring_up(slot)
+        except Exception as error:  # fault boundary: a generator that does not come up is tried again, like a broken one
+            self._fault(slot, slot.life, error)
+        self._on_change()
+
     async def _bring_up(self, slot: Slot) -> None:
         """Wait for the engine and load the newest version, however often a newer one appears."""
         slot.version, life = NOTHING_LOADED, slot.life
@@ -153,7 +185,7 @@ class Fleet:
                 num_failed += 1
                 if num_failed == MAX_LOAD_ATTEMPTS:
                     raise
-        slot.usable = True
+        slot.usable = not slot.lost
         self._settle(slot)
 
     async def _attempt(self, slot: Slot, life: int, group_id: int, task: Task, group_size: int) -> Group | None:
@@ -233,7 +265,7 @@ class Fleet:
         self._on_change()
 
     async def _recover(self, slot: Slot, error: BaseException) -> None:
-        while (delay_s := slot.policy.on_fault()) is not None:
+        while not slot.lost and (delay_s := slot.policy.on_fault()) is not None:
             await asyncio.sleep(delay_s)
             try:
                 if not isinstance(error, GeneratorDiedError):
@@ -246,6 +278,8 @@ class Fleet:
                 log.warning("%s is back and serves version %d", slot.generator.name, slot.version)
                 self._on_change()
                 return
+        if slot.lost:  # it left the run
+            return
         slot.lost = True
         self._settle(slot)
         log.error("%s is given up after %d faults: %r", slot.generator.name, slot.policy.num_faults, error)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from medvista_ray.errors import GeneratorDiedError, InvariantError, RunFolderError, StarvationError
+from medvista_ray.errors import ConfigError, GeneratorDiedError, InvariantError, RunFolderError, StarvationError
 from medvista_ray.flow.fleet import Limits
 from medvista_ray.flow.loop import LoopSettings, TrainingLoop
 from medvista_ray.types import Group, Task
@@ -179,6 +179,47 @@ def test_a_dead_generators_groups_are_sampled_again_and_nothing_is_lost() -> Non
     assert counts.num_failed == 0
     assert counts.num_trained == 40
     assert world.loop.status()["num_generator_faults"] == 1
+
+
+def test_generators_join_and_leave_while_the_run_goes_on() -> None:
+    async def main() -> tuple[World, list[int], ScriptedGenerator]:
+        generators = [ScriptedGenerator(f"generator-{i}", seed=i) for i in range(2)]
+        late = ScriptedGenerator("generator-9", seed=9)
+        world = World(SETTINGS, generators, ScriptedLearner())
+        run = asyncio.ensure_future(world.run(30))
+        await asyncio.sleep(20.0)
+        with pytest.raises(ConfigError, match="'generator-1' is in the run already"):
+            world.loop.fleet.add(generators[1])
+        world.loop.fleet.add(late)
+        await asyncio.sleep(20.0)
+        await world.loop.fleet.remove("generator-0")
+        at_leave = list(generators[0].started)
+        with pytest.raises(ConfigError, match="'generator-0' cannot leave: there is none"):
+            await world.loop.fleet.remove("generator-0")
+        await run
+        assert generators[0].started == at_leave, "it got work after it had left"
+        return world, at_leave, late
+
+    world, at_leave, late = simulate(main())
+    started = [group for generator in (*world.generators, late) for group in generator.started]
+    assert at_leave
+    assert late.started
+    assert late.loaded[0] > 1, "it began with the newest version"
+    assert len(started) == len(set(started)), "nothing was sampled again"
+    assert set(world.learner.trained.values()) == {1}
+    assert sum(world.learner.trained.values()) == 30 * 4
+
+
+def test_the_last_generator_that_works_cannot_leave() -> None:
+    async def main() -> None:
+        world = World(SETTINGS, [ScriptedGenerator("generator-0")], ScriptedLearner())
+        run = asyncio.ensure_future(world.run(3))
+        await asyncio.sleep(5.0)
+        with pytest.raises(ConfigError, match="no other works"):
+            await world.loop.fleet.remove("generator-0")
+        await run
+
+    simulate(main())
 
 
 def test_a_hung_generator_is_restarted() -> None:
