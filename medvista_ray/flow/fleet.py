@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 from medvista_ray.errors import ConfigError, GeneratorDiedError, InvariantError, WeightUpdateError
 from medvista_ray.flow.background import Background
+from medvista_ray.flow.concurrency import ConcurrencyLimit
 from medvista_ray.flow.health import RestartPolicy
 from medvista_ray.flow.protocols import Generator
 from medvista_ray.flow.timing import Occupancy
@@ -26,7 +27,6 @@ log = logging.getLogger(__name__)
 NOTHING_LOADED = -1
 MAX_LOAD_ATTEMPTS = 3
 """Failed loads in a row before the generator is restarted."""
-LEAVE_POLL_S = 0.1
 MAX_LOADS_KEPT = 10_000
 """Loads whose seconds are remembered; a long run of many generators has millions."""
 BUSY = frozenset({"generating"})
@@ -49,12 +49,15 @@ class Slot:
 
     generator: Generator
     occupancy: Occupancy
+    concurrency: ConcurrencyLimit
     policy: RestartPolicy = field(default_factory=RestartPolicy)
     version: int = NOTHING_LOADED
     """Last version it completely loaded."""
     life: int = 0
     """Grows with every fault, so that the same fault is handled once."""
     usable: bool = False
+    emptied: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when its last group came back; of use once it gets no more."""
     lost: bool = False
     """Given up, or leaving the run."""
     loading: bool = False
@@ -75,14 +78,17 @@ class Fleet:
         limits: Limits,
         *,
         load_when_empty: bool = False,
+        max_groups: int = 10**9,
     ) -> None:
+        """`max_groups`: in flight per generator, at most; less while an engine says that it is full."""
+        self._max_groups = max_groups
         self._load_when_empty = load_when_empty
         self._background = background
         self._clock = clock
         self._on_change = on_change
         self._limits = limits
         self._manifest, self._target = "", NOTHING_LOADED
-        self.slots = [Slot(generator, Occupancy("starting", clock())) for generator in generators]
+        self.slots = [self._slot(generator) for generator in generators]
         self.load_seconds: deque[dict[str, float]] = deque(maxlen=MAX_LOADS_KEPT)
         """What the latest loads reported: seconds by phase."""
         self.num_loads = 0
@@ -110,7 +116,7 @@ class Fleet:
         """A generator joins: it gets work once it serves the newest version. Raises ConfigError if its name is taken."""
         if any(slot.generator.name == generator.name for slot in self.slots):
             raise ConfigError(f"generator {generator.name!r} is in the run already")
-        slot = Slot(generator, Occupancy("starting", self._clock()))
+        slot = self._slot(generator)
         self.slots.append(slot)
         self._background.start(self._join(slot))
 
@@ -124,9 +130,10 @@ class Fleet:
             raise ConfigError(f"generator {name!r} cannot leave: {'no other works' if leaving else 'there is none'}")
         for slot in leaving:
             slot.lost, slot.usable = True, False
+            slot.emptied.clear()
             self._settle(slot)
-            while slot.num_groups:
-                await asyncio.sleep(LEAVE_POLL_S)
+            if slot.num_groups:
+                await slot.emptied.wait()
             self.slots.remove(slot)
 
     def pick(self, capacity: Callable[[int], int]) -> Slot | None:
@@ -136,7 +143,7 @@ class Fleet:
         for load in sorted(self._by_load):
             for slot in self._by_load[load]:
                 held = self._load_when_empty and slot.loading
-                if not held and capacity(slot.version) > 0:
+                if not held and load < slot.concurrency.limit and capacity(slot.version) > 0:
                     return slot
         return None
 
@@ -152,6 +159,8 @@ class Fleet:
             group = await self._attempt(slot, life, group_id, task, group_size)
         finally:
             slot.num_groups -= 1
+            if slot.num_groups == 0:
+                slot.emptied.set()
         self._load_if_due(slot)
         self._settle(slot)
         return group
@@ -165,6 +174,9 @@ class Fleet:
         """Mean over the generators of the share of time without a group, 0..1."""
         now_s = self._clock()
         return sum(slot.occupancy.idle_fraction(BUSY, now_s) for slot in self.slots) / len(self.slots)
+
+    def _slot(self, generator: Generator) -> Slot:
+        return Slot(generator, Occupancy("starting", self._clock()), ConcurrencyLimit(self._max_groups))
 
     async def _join(self, slot: Slot) -> None:
         try:
@@ -198,6 +210,8 @@ class Fleet:
             self._fault(slot, life, error)
             return None
         slot.policy.on_success()
+        if group.engine_load is not None:
+            slot.concurrency.observe(group.engine_load, slot.num_groups)
         return group
 
     def _load_if_due(self, slot: Slot) -> None:

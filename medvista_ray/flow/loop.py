@@ -104,7 +104,13 @@ class TrainingLoop:
         self._wake = asyncio.Event()
         self._background = Background(self._wake.set)
         self.fleet = Fleet(
-            generators, self._background, clock, self._dispatch, settings.limits, load_when_empty=settings.by_batch
+            generators,
+            self._background,
+            clock,
+            self._dispatch,
+            settings.limits,
+            load_when_empty=settings.by_batch,
+            max_groups=settings.max_running,
         )
         self._learner = learner
         self._recorder = recorder or MetricsRecorder()
