@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import ray
 
 from actors.handles import Handle, RayGenerator, RayLearner
 from medvista_ray.config import TrainConfig
+from medvista_ray.errors import NotReadyError
 from medvista_ray.flow.loop import LoopSettings, TrainingLoop
 from medvista_ray.flow.recorder import MetricsRecorder, tensorboard_writer
 from medvista_ray.reports.provenance import Provenance
@@ -92,6 +93,27 @@ class CoordinatorActor:
             self._loop.stop()
         else:
             self._events.call_soon_threadsafe(self._loop.stop)
+
+    @ray.method(concurrency_group="control")
+    async def join(self, name: str, actor: Handle) -> None:
+        """A generator joins the run: it gets work once it serves the newest version. Raises NotReadyError, ConfigError."""
+
+        async def add() -> None:
+            self._loop.fleet.add(RayGenerator(name, actor))
+
+        await self._in_loop(add())
+
+    @ray.method(concurrency_group="control")
+    async def leave(self, name: str) -> None:
+        """A generator leaves the run: returns when its last group is back. Raises NotReadyError, ConfigError."""
+        await self._in_loop(self._loop.fleet.remove(name))
+
+    async def _in_loop(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run `work` where the training loop runs: the control group has an event loop of its own."""
+        if self._events is None:
+            work.close()
+            raise NotReadyError("generators join and leave while the loop runs; it has not begun")
+        await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._events))
 
     def _log_group(self, group: Group, outcome: str, step: int) -> None:
         """Called in a thread, with every group that was trained, filtered or failed."""

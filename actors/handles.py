@@ -1,7 +1,7 @@
 """Actor handles behind the loop's protocols (`flow.protocols`): what Ray raises becomes what the loop understands.
 
-Invariant: the death of an actor's process surfaces as GeneratorDiedError, its own exceptions as themselves; a call
-that is cancelled here is cancelled there. Called by the coordinator.
+Invariant: the death of an actor's process or node surfaces as GeneratorDiedError, its own exceptions as themselves; a
+call that is cancelled here is cancelled there. Called by the coordinator.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import logging
 from typing import Any
 
 import ray
-from ray.exceptions import ActorUnavailableError, RayActorError
+from ray.exceptions import ActorUnavailableError, ObjectLostError, RayActorError
 
 from medvista_ray.errors import GeneratorDiedError
 from medvista_ray.types import Group, Task
@@ -58,7 +58,7 @@ class RayGenerator:
     async def _result(self, ref: Any) -> Any:
         try:
             return await ref
-        except RayActorError as error:
+        except (RayActorError, ObjectLostError) as error:  # the second: its answer was still on the node that is gone
             raise GeneratorDiedError(f"{self.name}: {error}") from error
         except asyncio.CancelledError:
             ray.cancel(ref)

@@ -42,7 +42,8 @@ class Supervisor:
         """The learner, not yet ready."""
         from actors.learner import LearnerActor
 
-        options = {"name": names.LEARNER, "num_cpus": 1, "num_gpus": self._config.learner.num_gpus}
+        wanted = self._config.learner
+        options = {"name": names.LEARNER, "num_cpus": 1, "num_gpus": wanted.num_gpus, "label_selector": wanted.node_labels}
         actor: Handle = LearnerActor
         self.learner = actor.options(**options).remote(self._config, model_folder, run_id)
         return self.learner
@@ -56,6 +57,7 @@ class Supervisor:
         for index in range(wanted.num_generators):
             name = names.generator(index)
             options = {"name": name, "num_cpus": wanted.num_cpus, "num_gpus": wanted.num_gpus, "max_restarts": -1}
+            options["label_selector"] = wanted.node_labels
             self.generators[name] = actor.options(**options).remote(index, self._config, model_folder, make_client)
         return self.generators
 
@@ -64,7 +66,8 @@ class Supervisor:
     ) -> Handle:
         """The coordinator over the generators and the learner started before."""
         actor: Handle = CoordinatorActor
-        self.coordinator = actor.options(name=names.COORDINATOR).remote(
+        labels = self._config.learner.node_labels  # it dies with its node, as the learner does; generators come and go
+        self.coordinator = actor.options(name=names.COORDINATOR, label_selector=labels).remote(
             self._config, tasks, self.generators, self.learner, run_dir, first_version, resume
         )
         return self.coordinator

@@ -323,6 +323,16 @@ class Episode:
         return int(self.loss_mask.sum())
 
 
+@dataclass(frozen=True)
+class EngineLoad:
+    """How full an engine is, as it says itself."""
+
+    kv_use: float
+    """Share of the KV cache in use, 0..1."""
+    num_queued: int = 0
+    """Requests that wait for a place in the batch."""
+
+
 @dataclass(kw_only=True)
 class Group:
     """G episodes of one task, trained whole or not at all."""
@@ -332,3 +342,5 @@ class Group:
     version_admitted: int
     """Learner's version when the group was admitted."""
     seconds: float = 0.0
+    engine_load: EngineLoad | None = None
+    """Of the engine that sampled it, when its last episode ended; None if unknown."""

@@ -16,11 +16,14 @@ finished and entered (or passed) the inbox, that is ready + trained; filtered an
    staleness: quick late-comers could overtake a slow group for ever.
 
 Rule 1 keeps "at most (d - k + 1) * B groups in flight with v + eta <= d" true, rule 2 carries it from k to k + 1, and
-once all groups have finished rule 2 never blocks: no deadlock. eta = 0 is fully synchronous. Called by `flow.groups`.
+once all groups have finished rule 2 never blocks: no deadlock. eta = 0 is fully synchronous. With `by_batch` (the
+batch-synchronous modes) a third bound holds: no group of the next batch is dispatched before this one has finished.
+Called by `flow.groups`.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -55,8 +58,9 @@ class Admission:
     Every event raises InvariantError if the group is not in the state that the event needs.
     """
 
-    def __init__(self, eta: int, batch_groups: int, max_running: int, *, first_version: int = 0) -> None:
+    def __init__(self, eta: int, batch_groups: int, max_running: int, *, first_version: int = 0, by_batch: bool = False) -> None:
         self.eta = eta
+        self.by_batch = by_batch
         self.batch_groups = batch_groups
         self.max_running = max_running
         self.first_version = first_version
@@ -88,8 +92,10 @@ class Admission:
         if self.final_version is not None:
             last = min(last, self.final_version)
         accepted = self._num_trained + len(self._ready)
-        by_staleness = (last - self.first_version) * self.batch_groups - (accepted + len(self._running))
-        return max(0, min(by_staleness, self.max_running - len(self._running)))
+        places = (last - self.first_version) * self.batch_groups
+        if self.by_batch:
+            places = min(places, (accepted // self.batch_groups + 1) * self.batch_groups)
+        return max(0, min(places - accepted, self.max_running) - len(self._running))
 
     def waiting(self) -> list[int]:
         """Group ids that wait for a generator, in order."""
@@ -135,15 +141,9 @@ class Admission:
 
     def next_batch(self) -> list[int] | None:
         """Ids of the ready groups to train now, oldest version first; None while the learner must wait."""
-        batch = sorted(self._ready, key=lambda i: self._ready[i])[: self.batch_groups]
-        if len(batch) < self.batch_groups:
+        if len(self._ready) < self.batch_groups or not self._leaves_time():
             return None
-        left = {**self._running, **self._ready}
-        for group_id in batch:
-            del left[group_id]
-        deadlines = sorted(version + self.eta for version in left.values())
-        in_time = all(n <= (d - self.version) * self.batch_groups for n, d in enumerate(deadlines, start=1))
-        return batch if in_time else None
+        return sorted(self._ready, key=self._ready.__getitem__)[: self.batch_groups]
 
     def train(self, group_ids: list[int]) -> None:
         """The learner trained exactly these groups: its version grows by one."""
@@ -192,6 +192,18 @@ class Admission:
                 f"which does not fit groups_per_step={self.batch_groups}"
             )
         self.check()
+
+    def _leaves_time(self) -> bool:
+        """Whether every group in flight can still be trained in time after a batch of the oldest ready ones."""
+        ready, running = Counter(self._ready.values()), Counter(self._running.values())
+        num_taken = num_due = 0
+        for version in sorted(ready | running):
+            taken = min(ready[version], self.batch_groups - num_taken)
+            num_taken += taken
+            num_due += running[version] + ready[version] - taken
+            if num_due > max(0, version + self.eta - self.version) * self.batch_groups:
+                return False
+        return True
 
     def _leave(self, name: str, place: dict[int, Any], group_id: int) -> Any:
         if group_id not in place:

@@ -19,11 +19,12 @@ class Background:
         self._error: BaseException | None = None
         self._on_error = on_error
 
-    def start(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run `work` beside the caller."""
+    def start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run `work` beside the caller, who may wait for it."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._done)
+        return task
 
     def raise_error(self) -> None:
         """Raise the first error of a task, if there was one."""

@@ -1,19 +1,22 @@
 """The generators: which one works on what, which version each serves, and how a broken one comes back.
 
 Invariants: a generator gets work only after it has completely loaded a published version; its versions only grow
-while it lives; loads run one after another per generator and never stop its work; one death is handled once, however
-many of its groups report it. Called by `flow.loop`.
+while it lives; loads run one after another per generator and never stop its work (`load_when_empty`: they wait until it
+has none, and none begins meanwhile); one death is handled once, however many of its groups report it. Called by
+`flow.loop`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from medvista_ray.errors import GeneratorDiedError, InvariantError, WeightUpdateError
+from medvista_ray.errors import ConfigError, GeneratorDiedError, InvariantError, WeightUpdateError
 from medvista_ray.flow.background import Background
+from medvista_ray.flow.concurrency import ConcurrencyLimit
 from medvista_ray.flow.health import RestartPolicy
 from medvista_ray.flow.protocols import Generator
 from medvista_ray.flow.timing import Occupancy
@@ -24,6 +27,8 @@ log = logging.getLogger(__name__)
 NOTHING_LOADED = -1
 MAX_LOAD_ATTEMPTS = 3
 """Failed loads in a row before the generator is restarted."""
+MAX_LOADS_KEPT = 10_000
+"""Loads whose seconds are remembered; a long run of many generators has millions."""
 BUSY = frozenset({"generating"})
 """Activities of a generator that count as work."""
 
@@ -44,15 +49,21 @@ class Slot:
 
     generator: Generator
     occupancy: Occupancy
+    concurrency: ConcurrencyLimit
     policy: RestartPolicy = field(default_factory=RestartPolicy)
     version: int = NOTHING_LOADED
     """Last version it completely loaded."""
     life: int = 0
     """Grows with every fault, so that the same fault is handled once."""
     usable: bool = False
+    emptied: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when its last group came back; of use once it gets no more."""
     lost: bool = False
+    """Given up, or leaving the run."""
     loading: bool = False
     num_groups: int = 0
+    load: int | None = None
+    """Under which it is found when work is given out; None while it may have none."""
 
 
 class Fleet:
@@ -65,16 +76,26 @@ class Fleet:
         clock: Callable[[], float],
         on_change: Callable[[], None],
         limits: Limits,
+        *,
+        load_when_empty: bool = False,
+        max_groups: int = 10**9,
     ) -> None:
+        """`max_groups`: in flight per generator, at most; less while an engine says that it is full."""
+        self._max_groups = max_groups
+        self._load_when_empty = load_when_empty
         self._background = background
         self._clock = clock
         self._on_change = on_change
         self._limits = limits
         self._manifest, self._target = "", NOTHING_LOADED
-        self.slots = [Slot(generator, Occupancy("starting", clock())) for generator in generators]
-        self.load_seconds: list[dict[str, float]] = []
-        """What every load reported: seconds by phase."""
-        self._num_taken = 0
+        self.slots = [self._slot(generator) for generator in generators]
+        self.load_seconds: deque[dict[str, float]] = deque(maxlen=MAX_LOADS_KEPT)
+        """What the latest loads reported: seconds by phase."""
+        self.num_loads = 0
+        """Over the whole run."""
+        self._by_load: dict[int, dict[Slot, None]] = {}
+        """Usable slots by their number of groups, so that finding the least loaded costs the same for any number."""
+        self._new_loads: list[dict[str, float]] = []
 
     async def start(self, manifest: str, version: int) -> None:
         """Wait until every generator serves `version`. Raises what the first broken one raises."""
@@ -88,52 +109,81 @@ class Fleet:
             raise InvariantError(f"version {version} published after {self._target}")
         self._manifest, self._target = manifest, version
         for slot in self.slots:
-            if slot.usable and not slot.loading:
-                self._background.start(self._load_in_flight(slot, slot.life))
+            self._load_if_due(slot)
+            self._settle(slot)
+
+    def add(self, generator: Generator) -> None:
+        """A generator joins: it gets work once it serves the newest version. Raises ConfigError if its name is taken."""
+        if any(slot.generator.name == generator.name for slot in self.slots):
+            raise ConfigError(f"generator {generator.name!r} is in the run already")
+        slot = self._slot(generator)
+        self.slots.append(slot)
+        self._background.start(self._join(slot))
+
+    async def remove(self, name: str) -> None:
+        """A generator leaves: it gets no more work; returns when its last group is back. Nothing is sampled again.
+
+        Raises ConfigError if there is none of that name, or no other one that works.
+        """
+        leaving = [slot for slot in self.slots if slot.generator.name == name]
+        if not leaving or not any(slot.usable for slot in self.slots if slot not in leaving):
+            raise ConfigError(f"generator {name!r} cannot leave: {'no other works' if leaving else 'there is none'}")
+        for slot in leaving:
+            slot.lost, slot.usable = True, False
+            slot.emptied.clear()
+            self._settle(slot)
+            if slot.num_groups:
+                await slot.emptied.wait()
+            self.slots.remove(slot)
 
     def pick(self, capacity: Callable[[int], int]) -> Slot | None:
-        """The least-loaded generator whose version leaves `capacity`, or None."""
-        for slot in sorted(self.slots, key=lambda s: s.num_groups):
-            if slot.usable and capacity(slot.version) > 0:
-                return slot
+        """The least-loaded generator whose version leaves `capacity`, which grows with the version, or None."""
+        if capacity(self._target) < 1:
+            return None
+        for load in sorted(self._by_load):
+            for slot in self._by_load[load]:
+                held = self._load_when_empty and slot.loading
+                if not held and load < slot.concurrency.limit and capacity(slot.version) > 0:
+                    return slot
         return None
 
     def reserve(self, slot: Slot) -> int:
         """Count a group on `slot` from now on. Returns the slot's life, for `run_group`."""
         slot.num_groups += 1
+        self._settle(slot)
         return slot.life
 
     async def run_group(self, slot: Slot, life: int, group_id: int, task: Task, group_size: int) -> Group | None:
         """Run a reserved group; None if the generator died, hung or failed, whose recovery is then under way."""
         try:
-            if slot.life != life:
-                return None
-            call = slot.generator.run_group(group_id, task, group_size)
-            group = await asyncio.wait_for(call, self._limits.group_s)
-        except Exception as error:  # fault boundary: whatever breaks a generator, its groups go elsewhere
-            self._fault(slot, life, error)
-            return None
+            group = await self._attempt(slot, life, group_id, task, group_size)
         finally:
             slot.num_groups -= 1
-        slot.policy.on_success()
+            if slot.num_groups == 0:
+                slot.emptied.set()
+        self._load_if_due(slot)
+        self._settle(slot)
         return group
-
-    def settle(self) -> None:
-        """Account for what every generator does now."""
-        now_s = self._clock()
-        for slot in self.slots:
-            slot.occupancy.enter(_activity(slot, self._target), now_s)
 
     def take_new_loads(self) -> list[dict[str, float]]:
         """What the loads since the last call reported."""
-        new = self.load_seconds[self._num_taken :]
-        self._num_taken = len(self.load_seconds)
+        new, self._new_loads = self._new_loads, []
         return new
 
     def idle_fraction(self) -> float:
         """Mean over the generators of the share of time without a group, 0..1."""
         now_s = self._clock()
         return sum(slot.occupancy.idle_fraction(BUSY, now_s) for slot in self.slots) / len(self.slots)
+
+    def _slot(self, generator: Generator) -> Slot:
+        return Slot(generator, Occupancy("starting", self._clock()), ConcurrencyLimit(self._max_groups))
+
+    async def _join(self, slot: Slot) -> None:
+        try:
+            await self._bring_up(slot)
+        except Exception as error:  # fault boundary: a generator that does not come up is tried again, like a broken one
+            self._fault(slot, slot.life, error)
+        self._on_change()
 
     async def _bring_up(self, slot: Slot) -> None:
         """Wait for the engine and load the newest version, however often a newer one appears."""
@@ -147,7 +197,29 @@ class Fleet:
                 num_failed += 1
                 if num_failed == MAX_LOAD_ATTEMPTS:
                     raise
-        slot.usable = True
+        slot.usable = not slot.lost
+        self._settle(slot)
+
+    async def _attempt(self, slot: Slot, life: int, group_id: int, task: Task, group_size: int) -> Group | None:
+        try:
+            if slot.life != life:
+                return None
+            call = slot.generator.run_group(group_id, task, group_size)
+            group = await asyncio.wait_for(call, self._limits.group_s)
+        except Exception as error:  # fault boundary: whatever breaks a generator, its groups go elsewhere
+            self._fault(slot, life, error)
+            return None
+        slot.policy.on_success()
+        if group.engine_load is not None:
+            slot.concurrency.observe(group.engine_load, slot.num_groups)
+        return group
+
+    def _load_if_due(self, slot: Slot) -> None:
+        """Begin to load the newest version, unless that is under way or has to wait for the slot's groups."""
+        due = slot.usable and not slot.loading and slot.version < self._target
+        if due and not (self._load_when_empty and slot.num_groups):
+            slot.loading = True
+            self._background.start(self._load_in_flight(slot, slot.life))
 
     async def _load(self, slot: Slot, life: int) -> None:
         manifest, version = self._manifest, self._target
@@ -158,9 +230,25 @@ class Fleet:
             raise GeneratorDiedError(f"{slot.generator.name} was replaced while it loaded version {version}")
         slot.version = version
         self.load_seconds.append(seconds)
+        self._new_loads.append(seconds)
+        self.num_loads += 1
+        self._settle(slot)
+
+    def _settle(self, slot: Slot) -> None:
+        """Account for what a generator does from now on, and for its load. Called whenever either may have changed."""
+        slot.occupancy.enter(_activity(slot, self._target), self._clock())
+        load = slot.num_groups if slot.usable else None
+        if load == slot.load:
+            return
+        if slot.load is not None:
+            del self._by_load[slot.load][slot]
+            if not self._by_load[slot.load]:
+                del self._by_load[slot.load]
+        if load is not None:
+            self._by_load.setdefault(load, {})[slot] = None
+        slot.load = load
 
     async def _load_in_flight(self, slot: Slot, life: int) -> None:
-        slot.loading = True
         num_failed = 0
         try:
             while slot.version < self._target and slot.life == life:
@@ -177,6 +265,8 @@ class Fleet:
                 self._on_change()
         finally:
             slot.loading = False
+        self._load_if_due(slot)  # the generator may have been replaced while its predecessor's load was under way
+        self._on_change()
 
     def _fault(self, slot: Slot, life: int, error: BaseException) -> None:
         if slot.life != life or slot.lost:
@@ -184,11 +274,12 @@ class Fleet:
         slot.life += 1
         slot.usable = False
         log.warning("%s broke with %d groups in flight: %r; recovering", slot.generator.name, slot.num_groups, error)
+        self._settle(slot)
         self._background.start(self._recover(slot, error))
         self._on_change()
 
     async def _recover(self, slot: Slot, error: BaseException) -> None:
-        while (delay_s := slot.policy.on_fault()) is not None:
+        while not slot.lost and (delay_s := slot.policy.on_fault()) is not None:
             await asyncio.sleep(delay_s)
             try:
                 if not isinstance(error, GeneratorDiedError):
@@ -201,7 +292,10 @@ class Fleet:
                 log.warning("%s is back and serves version %d", slot.generator.name, slot.version)
                 self._on_change()
                 return
+        if slot.lost:  # it left the run
+            return
         slot.lost = True
+        self._settle(slot)
         log.error("%s is given up after %d faults: %r", slot.generator.name, slot.policy.num_faults, error)
         if all(s.lost for s in self.slots):
             raise GeneratorDiedError(f"no generator is left; the last one failed with {error!r}") from error

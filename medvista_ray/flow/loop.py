@@ -52,6 +52,8 @@ class LoopSettings:
     max_retries: int
     checkpoint_every: int
     seed: int
+    by_batch: bool = False
+    """Generation goes batch by batch and weights change in between (the modes "sync" and "one_step_off")."""
     first_version: int = 1
     """Version of the weights that the run starts with; engines come up with version 0."""
     checkpoint_root: str = ""
@@ -69,6 +71,7 @@ class LoopSettings:
             max_retries=config.flow.max_group_retries,
             checkpoint_every=config.flow.checkpoint_every,
             seed=config.seed,
+            by_batch=config.flow.mode != "async",
             first_version=first_version,
             checkpoint_root=str(checkpoint_root),
         )
@@ -91,12 +94,24 @@ class TrainingLoop:
         self._tasks = {task.id: task for task in tasks}
         self._sampler = TaskSampler(tasks, settings.seed)
         self._admission = Admission(
-            settings.eta, settings.batch_groups, settings.max_running, first_version=settings.first_version
+            settings.eta,
+            settings.batch_groups,
+            settings.max_running,
+            first_version=settings.first_version,
+            by_batch=settings.by_batch,
         )
         self.ledger = GroupLedger(self._admission, settings.group_size, settings.max_retries)
         self._wake = asyncio.Event()
         self._background = Background(self._wake.set)
-        self.fleet = Fleet(generators, self._background, clock, self._dispatch, settings.limits)
+        self.fleet = Fleet(
+            generators,
+            self._background,
+            clock,
+            self._dispatch,
+            settings.limits,
+            load_when_empty=settings.by_batch,
+            max_groups=settings.max_running,
+        )
         self._learner = learner
         self._recorder = recorder or MetricsRecorder()
         self._on_group = on_group
@@ -106,6 +121,8 @@ class TrainingLoop:
         self.stats = StepStats(settings.eta)
         self._stopping = False
         self._saved_step: int | None = None
+        self._logged: asyncio.Task[None] | None = None
+        """Writes the batch that was trained last."""
 
     @property
     def step(self) -> int:
@@ -137,6 +154,8 @@ class TrainingLoop:
             self._background.raise_error()
             if self._saved_step != self.step:
                 await self._save()
+            if self._logged is not None:
+                await self._logged
         finally:
             await self._background.close()
         return self.status()
@@ -178,7 +197,6 @@ class TrainingLoop:
             record = self.ledger.next_waiting() or self.ledger.submit(self._sampler.next())
             self.ledger.dispatch(record, slot.version)
             self._background.start(self._run_group(slot, self.fleet.reserve(slot), record))
-        self.fleet.settle()
 
     async def _run_group(self, slot: Slot, life: int, record: GroupRecord) -> None:
         group = await self.fleet.run_group(slot, life, record.id, record.task, self.settings.group_size)
@@ -190,7 +208,7 @@ class TrainingLoop:
             self.stats.add_finished(group)
             outcome = self.ledger.finish(group)
             if outcome is not GroupState.READY:
-                await self._report([group], outcome)
+                await self._report([group], outcome, self.step)
         self._dispatch()
         self._wake.set()
 
@@ -223,7 +241,10 @@ class TrainingLoop:
         self._record(metrics, now_s)
         if self.step % self.settings.checkpoint_every == 0:
             await self._save()
-        await self._report(batch, GroupState.TRAINED)
+        # Beside the next step, but never more than one batch behind: what waits for the log is bounded.
+        if self._logged is not None:
+            await self._logged
+        self._logged = self._background.start(self._report(batch, GroupState.TRAINED, self.step))
 
     async def _save(self) -> None:
         if not self.settings.checkpoint_root:
@@ -238,11 +259,11 @@ class TrainingLoop:
         """A learner's answer, or TimeoutError."""
         return await asyncio.wait_for(call, self.settings.limits.learner_s)
 
-    async def _report(self, groups: list[Group], outcome: GroupState) -> None:
+    async def _report(self, groups: list[Group], outcome: GroupState, step: int) -> None:
         """Hand groups to the trajectory log in a thread: it encodes pictures."""
         if self._on_group is not None:
             for group in groups:
-                await asyncio.to_thread(self._on_group, group, outcome.value, self.step)
+                await asyncio.to_thread(self._on_group, group, outcome.value, step)
 
     def _record(self, metrics: dict[str, float], now_s: float) -> None:
         step_s = now_s - self._step_ended_s
@@ -253,7 +274,7 @@ class TrainingLoop:
         record = {"step": float(self.step), "version": float(self.ledger.version), "time_s": now_s - self._began_s}
         record |= {name: float(value) for name, value in self.ledger.counts.as_dict().items()}
         record |= {"step_s": step_s, "idle_generator": idle["generator"], "idle_learner": idle["learner"]}
-        record["num_weight_updates"] = float(len(self.fleet.load_seconds))
+        record["num_weight_updates"] = float(self.fleet.num_loads)
         record["num_generator_faults"] = float(sum(slot.policy.num_faults for slot in self.fleet.slots))
         self._recorder.append(record | metrics | self.stats.close_step(step_s))
 

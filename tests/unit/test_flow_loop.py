@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from medvista_ray.errors import GeneratorDiedError, InvariantError, RunFolderError, StarvationError
+from medvista_ray.errors import ConfigError, GeneratorDiedError, InvariantError, RunFolderError, StarvationError
 from medvista_ray.flow.fleet import Limits
 from medvista_ray.flow.loop import LoopSettings, TrainingLoop
 from medvista_ray.types import Group, Task
@@ -44,6 +44,7 @@ def scenarios() -> Iterator[tuple[int, dict[str, Any]]]:
             seed,
             {
                 "eta": rng.choice([0, 0, 1, 1, 2, 4]),
+                "by_batch": False,
                 "batch_groups": batch,
                 "max_running": rng.choice([1, 3, batch, 2 * batch, 50]),
                 "num_generators": rng.choice([1, 2, 3, 5]),
@@ -58,10 +59,15 @@ def scenarios() -> Iterator[tuple[int, dict[str, Any]]]:
         )
 
 
-@pytest.mark.parametrize("scenario", list(scenarios()), ids=lambda s: f"seed{s[0]}")
+def batch_scenarios() -> Iterator[tuple[int, dict[str, Any]]]:
+    for seed, script in list(scenarios())[:20]:
+        yield seed, script | {"eta": seed % 2, "by_batch": True}
+
+
+@pytest.mark.parametrize("scenario", [*scenarios(), *batch_scenarios()], ids=lambda s: f"seed{s[0]}")
 def test_no_token_is_ever_staler_than_eta_and_no_run_gets_stuck(scenario: tuple[int, dict[str, Any]]) -> None:
     seed, script = scenario
-    names = ("eta", "batch_groups", "max_running")
+    names = ("eta", "by_batch", "batch_groups", "max_running")
     settings = replace(SETTINGS, max_retries=5, **{name: script.pop(name) for name in names})
     world = run_world(settings, num_steps=12, seed=seed, **script)
     assert world.loop.ledger.counts.num_in_flight == 0, "work was admitted that could never be trained"
@@ -96,6 +102,42 @@ def test_eta_zero_never_samples_while_the_learner_trains() -> None:
         return world
 
     assert set(simulate(main()).learner.staleness) == {0}
+
+
+def test_one_step_off_generates_a_whole_batch_with_one_version_while_the_one_before_is_trained() -> None:
+    during: list[int] = []
+    versions: dict[int, set[int]] = {}
+
+    async def main() -> World:
+        generators = [ScriptedGenerator(f"generator-{i}", i) for i in range(2)]
+        world = World(replace(SETTINGS, by_batch=True), generators, ScriptedLearner(train_s=20.0))
+        plain = world.learner.train
+
+        async def train(groups: list[Group]) -> dict[str, float]:
+            await asyncio.sleep(0.5)
+            during.append(world.loop.ledger.counts.num_running)
+            for group in groups:
+                for episode in group.episodes:
+                    versions.setdefault(len(during), set()).update(episode.versions[episode.loss_mask].tolist())
+            return await plain(groups)
+
+        world.learner.train = train  # type: ignore[method-assign]
+        await world.run(6)
+        return world
+
+    world: World = simulate(main())
+    assert during == [4, 4, 4, 4, 4, 0]
+    assert versions == {1: {1}, 2: {1}, 3: {2}, 4: {3}, 5: {4}, 6: {5}}
+    assert set(world.learner.staleness) == {0, 1}
+
+
+def test_the_three_modes_are_ordered_by_what_they_make_of_the_same_seconds() -> None:
+    def end_s(eta: int, by_batch: bool) -> float:
+        settings = replace(SETTINGS, eta=eta, by_batch=by_batch, max_running=4)
+        return run_world(settings, 30, num_generators=1, train_s=4.0, slow_share=0.2).learner.busy[-1][1]
+
+    sync, one_step_off, asynchronous = end_s(0, True), end_s(1, True), end_s(1, False)
+    assert asynchronous < 0.9 * one_step_off < 0.9 * sync
 
 
 def test_generation_and_training_overlap() -> None:
@@ -137,6 +179,47 @@ def test_a_dead_generators_groups_are_sampled_again_and_nothing_is_lost() -> Non
     assert counts.num_failed == 0
     assert counts.num_trained == 40
     assert world.loop.status()["num_generator_faults"] == 1
+
+
+def test_generators_join_and_leave_while_the_run_goes_on() -> None:
+    async def main() -> tuple[World, list[int], ScriptedGenerator]:
+        generators = [ScriptedGenerator(f"generator-{i}", seed=i) for i in range(2)]
+        late = ScriptedGenerator("generator-9", seed=9)
+        world = World(SETTINGS, generators, ScriptedLearner())
+        run = asyncio.ensure_future(world.run(30))
+        await asyncio.sleep(20.0)
+        with pytest.raises(ConfigError, match="'generator-1' is in the run already"):
+            world.loop.fleet.add(generators[1])
+        world.loop.fleet.add(late)
+        await asyncio.sleep(20.0)
+        await world.loop.fleet.remove("generator-0")
+        at_leave = list(generators[0].started)
+        with pytest.raises(ConfigError, match="'generator-0' cannot leave: there is none"):
+            await world.loop.fleet.remove("generator-0")
+        await run
+        assert generators[0].started == at_leave, "it got work after it had left"
+        return world, at_leave, late
+
+    world, at_leave, late = simulate(main())
+    started = [group for generator in (*world.generators, late) for group in generator.started]
+    assert at_leave
+    assert late.started
+    assert late.loaded[0] > 1, "it began with the newest version"
+    assert len(started) == len(set(started)), "nothing was sampled again"
+    assert set(world.learner.trained.values()) == {1}
+    assert sum(world.learner.trained.values()) == 30 * 4
+
+
+def test_the_last_generator_that_works_cannot_leave() -> None:
+    async def main() -> None:
+        world = World(SETTINGS, [ScriptedGenerator("generator-0")], ScriptedLearner())
+        run = asyncio.ensure_future(world.run(3))
+        await asyncio.sleep(5.0)
+        with pytest.raises(ConfigError, match="no other works"):
+            await world.loop.fleet.remove("generator-0")
+        await run
+
+    simulate(main())
 
 
 def test_a_hung_generator_is_restarted() -> None:

@@ -1,0 +1,210 @@
+"""The two systems that `benchmarks.pipeline` runs: the real one, and one in which engine and learner only take time.
+
+Both have learner, generators and the real coordinator as actors; a system outlives its runs, each of which begins with the
+same weights under a new version. Called by `benchmarks.pipeline`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import ray
+
+from benchmarks.latency import LatentTools, LogNormal
+from benchmarks.scripted_actors import CountingLearner, make_episode, make_tasks
+from medvista_ray.config import TrainConfig
+from medvista_ray.types import Group, Split, Task
+
+READY_S = 600.0
+
+
+class System(Protocol):
+    """What a run needs."""
+
+    learner: Any
+    generators: dict[str, Any]
+    tasks: Sequence[Task]
+
+    def rewind(self) -> None:
+        """The learner has its first weights again."""
+        ...
+
+    def close(self) -> None:
+        """End the actors."""
+        ...
+
+
+class RealSystem:
+    """vLLM and the real learner on the shipped tiny base, after a cold start if asked for; tools behind a latency."""
+
+    def __init__(self, config: TrainConfig, num_trajectories: int, num_generators: int = 1) -> None:
+        from actors.supervisor import Supervisor
+        from medvista_ray.models.policy import resolve_policy
+        from medvista_ray.tasks.source import load_source
+
+        self._config = config
+        folder = resolve_policy(config.policy)
+        source = load_source(config.bench)
+        self.tasks = source.tasks(Split.TRAIN)
+        self._supervisor = Supervisor(config)
+        self.learner: Any = self._supervisor.start_learner(str(folder), f"pipeline-{random.getrandbits(32):08x}")
+        names = config.tools.names
+        self.generators = self._supervisor.start_generators(str(folder), lambda: latent_tools(names))
+        episodes = asyncio.run(self._expert(source, folder, num_trajectories)) if num_trajectories else []
+        self._supervisor.wait_ready(READY_S)
+        if episodes:
+            ray.get(self.learner.sft.remote(episodes), timeout=READY_S)
+        self._start = tempfile.mkdtemp(prefix="mvpipeline") + "/start"
+        ray.get(self.learner.save.remote(self._start, {}), timeout=READY_S)
+
+    def rewind(self) -> None:
+        """From the checkpoint that was written at the start; optimiser and schedule too."""
+        ray.get(self.learner.load.remote(self._start), timeout=READY_S)
+
+    def close(self) -> None:
+        """Engines and learner."""
+        self._supervisor.shutdown()
+
+    async def _expert(self, source: Any, folder: Path, num: int) -> Any:
+        from medvista_ray.models.policy import load_inputs
+        from medvista_ray.tools.client import LocalToolClient
+        from trainers.cold_start import collect_trajectories
+
+        client = LocalToolClient(self._config.tools.names, timeout_s=120.0)
+        return (await collect_trajectories(self.tasks[:num], source, client, load_inputs(folder), self._config)).kept
+
+
+class TimedSystem:
+    """No model: tokens come at an engine's pace, tools answer after the same latency, a learner's step takes its time."""
+
+    def __init__(self, config: TrainConfig, train_s: float, filtered_share: float) -> None:
+        generator, learner = map(_any, (TimedGenerator, TimedLearner))
+        self.tasks = make_tasks(1000)
+        self.learner: Any = learner.remote(train_s)
+        self.generators = {f"generator-{i}": generator.remote(i, filtered_share) for i in range(config.generator.num_generators)}
+        ray.get([actor.ready.remote() for actor in (self.learner, *self.generators.values())], timeout=READY_S)
+
+    def rewind(self) -> None:
+        """There are no weights."""
+        ray.get(self.learner.forget.remote(), timeout=READY_S)
+
+    def close(self) -> None:
+        """End the actors."""
+        for actor in (self.learner, *self.generators.values()):
+            ray.kill(actor)
+
+
+def latent_tools(names: Sequence[str]) -> LatentTools:
+    """The shipped tools in the generator's process, behind the latency."""
+    from medvista_ray.tools.client import LocalToolClient
+
+    return LatentTools(LocalToolClient(names, timeout_s=120.0), LogNormal(), seed=0)
+
+
+class SharedEngine:
+    """Tokens of a continuously batching engine: so many per second for one sequence, so many for all together."""
+
+    ONE_PER_S, ALL_PER_S, TICK_S = 235.0, 1000.0, 0.01
+
+    def __init__(self) -> None:
+        self._left: dict[asyncio.Event, float] = {}
+        self.busy_s = 0.0
+        self._ticking: asyncio.Task[None] | None = None
+
+    async def sample(self, num_tokens: float) -> None:
+        """Returns when they are sampled."""
+        done = asyncio.Event()
+        self._left[done] = num_tokens
+        if self._ticking is None or self._ticking.done():
+            self._ticking = asyncio.create_task(self._tick())
+        await done.wait()
+
+    async def _tick(self) -> None:
+        clock = asyncio.get_running_loop().time
+        before_s = clock()
+        while self._left:
+            await asyncio.sleep(self.TICK_S)
+            passed_s, before_s = clock() - before_s, clock()
+            self.busy_s += passed_s
+            each = passed_s * min(self.ONE_PER_S, self.ALL_PER_S / len(self._left))
+            for done in list(self._left):
+                self._left[done] -= each
+                if self._left[done] <= 0.0:
+                    del self._left[done]
+                    done.set()
+
+
+@ray.remote(num_cpus=0, max_concurrency=10_000)
+class TimedGenerator:
+    """Episodes of two turns with a tool call in between, on a SharedEngine."""
+
+    TURN_TOKENS = 25.0
+
+    def __init__(self, index: int, filtered_share: float) -> None:
+        self._random = random.Random(index)
+        self._filtered_share = filtered_share
+        self._latency = LogNormal()
+        self._engine = SharedEngine()
+        self._version = -1
+
+    async def ready(self) -> int:
+        """The version that serves."""
+        return self._version
+
+    async def load_version(self, manifest: str) -> dict[str, float]:
+        """As quick as the real one."""
+        await asyncio.sleep(0.04)
+        self._version = json.loads(manifest)["version"]
+        return {"pause_s": 0.04, "update_s": 0.02}
+
+    async def run_group(self, group_id: int, task: Task, group_size: int) -> Group:
+        """The group's episodes at the same time."""
+        equal = self._random.random() < self._filtered_share
+        rewards = [1.0 if equal else float(i % 2) for i in range(group_size)]
+        episodes = await asyncio.gather(*(self._episode(task, i, reward) for i, reward in enumerate(rewards)))
+        return Group(id=group_id, episodes=list(episodes), version_admitted=-1)
+
+    async def stats(self) -> dict[str, Any]:
+        """Seconds with a sequence in the engine."""
+        return {"busy_s": self._engine.busy_s}
+
+    async def _episode(self, task: Task, number: int, reward: float) -> Any:
+        first = self._version
+        await self._engine.sample(self.TURN_TOKENS)
+        await asyncio.sleep(self._latency.draw(self._random))
+        await self._engine.sample(self.TURN_TOKENS)
+        picture = np.zeros((112, 112, 3), np.uint8)
+        return make_episode(task, [picture], first, self._version, reward)
+
+
+@ray.remote(num_cpus=0)
+class TimedLearner(CountingLearner.__ray_metadata__.modified_class):  # type: ignore[misc]
+    """Takes its time for every step."""
+
+    def __init__(self, train_s: float) -> None:
+        super().__init__()
+        self._train_s = train_s
+
+    def train(self, groups: list[Group]) -> dict[str, float]:
+        """Wait; no group may come twice."""
+        import time
+
+        time.sleep(self._train_s)
+        tokens = sum(episode.num_sampled for group in groups for episode in group.episodes)
+        return super().train(groups) | {"num_trained_tokens": float(tokens)}
+
+    def forget(self) -> None:
+        """A new run numbers its groups anew."""
+        self._seen = set()
+
+
+def _any(value: Any) -> Any:
+    """Ray's annotations do not know `remote` of these."""
+    return value
