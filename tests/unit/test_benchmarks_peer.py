@@ -94,16 +94,17 @@ def record(time_s: float, **fields: float) -> dict[str, float]:
 
 def test_our_rate_is_of_the_steady_steps_alone() -> None:
     records = [record(10.0), record(12.0), record(14.0, num_filtered=3.0), record(14.1), record(14.2)]
-    figures = steady(records, warmup_steps=1, num_steps=2)
+    figures = steady(records, {0: 5.0, 1: 10.0, 3: 14.0, 4: 20.0}, warmup_steps=1, num_steps=2)
     assert figures["episodes_per_s"] == pytest.approx(16 / 4)
     assert figures["step_s"] == pytest.approx(2.0)
+    assert figures["cpu_s_per_episode"] == pytest.approx(4.0 / 16)
     assert (figures["tokens_per_episode"], figures["sampled_per_episode"]) == (100.0, 10.0)
     assert figures["num_filtered_groups"] == 3.0
 
 
 def test_the_shares_of_trls_step_add_up_and_the_ratio_is_of_medians() -> None:
     step = {
-        "step_s": 10.0, "rollout_s": 7.0, "generate_s": 5.0, "tool_loop_s": 0.5,
+        "step_s": 10.0, "cpu_s": 16.0, "rollout_s": 7.0, "generate_s": 5.0, "tool_loop_s": 0.5,
         "num_episodes": 8.0, "num_tokens": 808.0, "num_sampled": 80.0, "num_pictures": 14.0,
     }  # fmt: skip
     peer = peer_rates({"steps": [step, step], "versions": {"trl": "1.16.0"}})
@@ -111,9 +112,17 @@ def test_the_shares_of_trls_step_add_up_and_the_ratio_is_of_medians() -> None:
     assert sum(peer["share"].values()) == pytest.approx(1.0)
     assert peer["share"]["update_s"] == 0.3
     ours = [
-        {"episodes_per_s": rate, "step_s": 1.0, "tokens_per_episode": 101.0, "sampled_per_episode": 10.0} for rate in (4, 8, 5)
+        {
+            "episodes_per_s": rate,
+            "step_s": 1.0,
+            "tokens_per_episode": 101.0,
+            "sampled_per_episode": 10.0,
+            "cpu_s_per_episode": 0.5,
+        }
+        for rate in (4, 8, 5)
     ]
     figures = compare(ours, [peer] * 3)
     assert figures["ours_over_trl"] == pytest.approx(5 / 0.8, abs=0.01)
     assert figures["ours_over_trl_by_round"] == [5.0, 10.0, 6.25]
+    assert figures["ours_over_trl_cpu"] == pytest.approx(2.0 / 0.5)
     assert figures["sampled_per_episode_ratio"] == 1.0
