@@ -23,6 +23,7 @@ import sys
 import tempfile
 import venv
 from argparse import ArgumentParser, Namespace
+from contextlib import suppress
 from functools import partial
 from importlib.metadata import distributions
 from pathlib import Path
@@ -30,11 +31,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import psutil
+
 from benchmarks.harness import machine, own_ray, write_figures
 from medvista_ray.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[1]
-READY_S = 900.0
+READY_S, POLL_S = 900.0, 0.2
 ACTIVITIES = ("generate_s", "tool_loop_s", "other_rollout_s", "update_s")
 
 
@@ -98,15 +101,33 @@ def ours(config: TrainConfig, policy: Path, args: Namespace, work: Path) -> dict
             supervisor.wait_ready(READY_S)
             tasks = list(load_source(config.bench).tasks(Split.TRAIN))
             coordinator = supervisor.start_coordinator(tasks, folder, 1)
-            ray.get(coordinator.run.remote(num_steps))
+            running, cpu = coordinator.run.remote(num_steps), {0: cpu_s()}
+            while not ray.wait([running], timeout=POLL_S)[0]:
+                cpu.setdefault(ray.get(coordinator.status.remote())["step"], cpu_s())
+            ray.get(running)
         finally:
             supervisor.shutdown()
         records = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
-    return steady(records, args.warmup_steps, args.num_steps)
+    return steady(records, cpu, args.warmup_steps, args.num_steps)
 
 
-def steady(records: list[dict[str, float]], warmup_steps: int, num_steps: int) -> dict[str, float]:
-    """Rates and means over records warmup_steps .. warmup_steps + num_steps of a run's metrics.jsonl."""
+def cpu_s() -> float:
+    """CPU time so far of all processes below this one: Ray's own and the actors, engine included."""
+    total = 0.0
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            total += times.user + times.system
+    return total
+
+
+def steady(records: list[dict[str, float]], cpu: dict[int, float], warmup_steps: int, num_steps: int) -> dict[str, float]:
+    """Rates and means over records warmup_steps .. warmup_steps + num_steps of a run's metrics.jsonl.
+
+    `cpu`: CPU seconds by the step after which they were first seen.
+    """
+    used_s = [min((step, used) for step, used in cpu.items() if step >= at) for at in (warmup_steps, warmup_steps + num_steps)]
+    cpu_step_s = (used_s[1][1] - used_s[0][1]) / max(1, used_s[1][0] - used_s[0][0])
     before, chosen = records[warmup_steps - 1], records[warmup_steps : warmup_steps + num_steps]
     episodes, seconds = sum(r["num_episodes"] for r in chosen), chosen[-1]["time_s"] - before["time_s"]
     num_filtered = chosen[-1]["num_filtered"] - before["num_filtered"]
@@ -114,6 +135,7 @@ def steady(records: list[dict[str, float]], warmup_steps: int, num_steps: int) -
         "episodes_per_s": episodes / seconds,
         "step_s": seconds / num_steps,
         "train_s": statistics.mean(r["train_s"] for r in chosen),
+        "cpu_s_per_episode": cpu_step_s * num_steps / episodes,
         "tokens_per_episode": sum(r["learner_num_tokens"] for r in chosen) / episodes,
         "sampled_per_episode": sum(r["num_trained_tokens"] for r in chosen) / episodes,
         "idle_generator": chosen[-1]["idle_generator"],
@@ -153,6 +175,7 @@ def peer_rates(result: dict[str, Any]) -> dict[str, Any]:
     return {
         "episodes_per_s": episodes / total["step_s"],
         "step_s": total["step_s"] / len(steps),
+        "cpu_s_per_episode": total["cpu_s"] / episodes,
         "tokens_per_episode": total["num_tokens"] / episodes,
         "sampled_per_episode": total["num_sampled"] / episodes,
         "pictures_per_episode": total["num_pictures"] / episodes,
@@ -168,14 +191,15 @@ def compare(mine: list[dict[str, Any]], peer: list[dict[str, Any]]) -> dict[str,
     def median(rounds: list[dict[str, Any]], name: str) -> float:
         return statistics.median(one[name] for one in rounds)
 
-    names = ("episodes_per_s", "step_s", "tokens_per_episode", "sampled_per_episode")
+    names = ("episodes_per_s", "step_s", "tokens_per_episode", "sampled_per_episode", "cpu_s_per_episode")
     figures: dict[str, Any] = {"ours_over_trl": round(median(mine, names[0]) / median(peer, names[0]), 2)}
     figures["ours_over_trl_by_round"] = [
         round(a["episodes_per_s"] / b["episodes_per_s"], 2) for a, b in zip(mine, peer, strict=True)
     ]
     for side, rounds in (("ours", mine), ("trl", peer)):
         figures |= {f"{side}_{name}": round(median(rounds, name), 3) for name in names}
-    for name in names[2:]:
+    figures["ours_over_trl_cpu"] = round(median(peer, "cpu_s_per_episode") / median(mine, "cpu_s_per_episode"), 2)
+    for name in names[2:4]:
         figures[f"{name}_ratio"] = round(median(mine, name) / median(peer, name), 3)
     figures["trl_share"] = {name: round(statistics.median(r["share"][name] for r in peer), 3) for name in ACTIVITIES}
     return figures | {"rounds": {"ours": mine, "trl": peer}}

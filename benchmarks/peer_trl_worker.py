@@ -215,10 +215,11 @@ def run(spec: dict[str, Any]) -> dict[str, Any]:
         """Notes each optimiser step."""
 
         def on_step_begin(self, *_: Any, **__: Any) -> None:
-            self.started = time.perf_counter()
+            self.started, self.cpu_started = time.perf_counter(), time.process_time()
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            records.append(watch.take() | {"step_s": time.perf_counter() - self.started})
+            used = {"step_s": time.perf_counter() - self.started, "cpu_s": time.process_time() - self.cpu_started}
+            records.append(watch.take() | used)
 
     trainer = make_trainer_class(watch)(
         model=model, args=arguments, processing_class=processor, reward_funcs=[make_reward(processor.tokenizer)],
