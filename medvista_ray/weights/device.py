@@ -11,7 +11,6 @@ CUDA; written against vLLM 0.32 and not run on a GPU by this project yet.
 
 from __future__ import annotations
 
-import socket
 import uuid
 import zlib
 from collections.abc import Callable, Iterator
@@ -136,14 +135,12 @@ class NcclPublisher(DevicePublisher):
     def init_info(self, buffer_bytes: int) -> TrainerInitInfo:
         """Rendezvous at a free port of this machine."""
         from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
+        from vllm.utils.network_utils import get_ip, get_open_port
 
-        address = socket.gethostbyname(socket.gethostname())
-        with socket.socket() as probe:
-            probe.bind((address, 0))
-            port = probe.getsockname()[1]
         return NCCLTrainerInitInfo(
-            master_address=address,
-            master_port=port,
+            # Not by the host's name, which is often that of the loopback.
+            master_address=get_ip(),
+            master_port=get_open_port(),
             world_size=2,
             packed=True,
             packed_buffer_size_bytes=buffer_bytes,

@@ -68,7 +68,8 @@ class Held:
         self._manifest = manifest
         self._fd = -1
         try:
-            self._fd = os.open(manifest.path, os.O_RDONLY | os.O_CLOEXEC)
+            # Without blocking: the number of a closed segment may be a pipe by now, and is then refused below.
+            self._fd = os.open(manifest.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
             where = "; it is memory of a process on the learner's node (weights.transport 'object_store' reaches others)"
             raise self._error(f"cannot be read: {error.strerror}{where}") from error

@@ -93,7 +93,8 @@ class _Staged:
         super().finish_weight_update()  # pyright: ignore[reportAttributeAccessIssue]
         for head, embedding in heads:
             retie(head, embedding)
-        torch.accelerator.synchronize()  # before the memory of what arrived is used again
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()  # before the memory of what arrived is used again
         self._arrived.clear()
 
 

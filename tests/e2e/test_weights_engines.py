@@ -129,7 +129,7 @@ def test_the_model_sees_nothing_before_all_has_arrived_and_was_checked(tmp_path:
     assert all((parameter == 1).all() for parameter in model.parameters())
     staged.receive_weights(staged.parse_update_info(complete | {"checksums": sums}))
     staged.finish_weight_update()
-    assert {name: float(p[0, 0]) for name, p in model.named_parameters()} == {"0.weight": 2.0, "1.weight": 3.0}
+    assert {name: float(p.detach()[0, 0]) for name, p in model.named_parameters()} == {"0.weight": 2.0, "1.weight": 3.0}
     source.close()
 
 

@@ -12,6 +12,7 @@ import ray
 from safetensors.numpy import load_file
 
 from medvista_ray.config import GeneratorConfig, TrainConfig
+from medvista_ray.errors import WeightUpdateError
 from medvista_ray.metrics import undeclared
 from medvista_ray.models.policy import load_policy
 from medvista_ray.weights.manifest import Manifest
@@ -70,10 +71,11 @@ def test_the_learner_trains_publishes_and_restores(tmp_path: Path) -> None:
     ray.get(learner.train.remote(groups), timeout=120)
     assert not differs(after_second, published(learner, 5)), "the same step again gives the same weights"
 
-    segment = Path(Manifest.from_json(ray.get(learner.publish.remote(6))).path)
-    assert segment.exists()
+    manifest = Manifest.from_json(ray.get(learner.publish.remote(6)))
+    manifest.check()
     ray.get(learner.close.remote(), timeout=60)
-    assert not segment.exists()
+    with pytest.raises(WeightUpdateError):
+        manifest.check()
     ray.kill(learner)
 
 
