@@ -10,6 +10,7 @@ import asyncio
 import json
 import random
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -69,8 +70,11 @@ class RealSystem:
         ray.get(self.learner.load.remote(self._start), timeout=READY_S)
 
     def close(self) -> None:
-        """Engines and learner."""
+        """Engines and learner; returns when their names are free for the next system."""
         self._supervisor.shutdown()
+        until_s = time.monotonic() + READY_S
+        while ray.util.list_named_actors() and time.monotonic() < until_s:
+            time.sleep(0.2)
 
     async def _expert(self, source: Any, folder: Path, num: int) -> Any:
         from medvista_ray.models.policy import load_inputs
@@ -194,8 +198,6 @@ class TimedLearner(CountingLearner.__ray_metadata__.modified_class):  # type: ig
 
     def train(self, groups: list[Group]) -> dict[str, float]:
         """Wait; no group may come twice."""
-        import time
-
         time.sleep(self._train_s)
         tokens = sum(episode.num_sampled for group in groups for episode in group.episodes)
         return super().train(groups) | {"num_trained_tokens": float(tokens)}
