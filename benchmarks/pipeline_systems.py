@@ -19,6 +19,7 @@ import numpy as np
 import ray
 
 from benchmarks.latency import LatentTools, LogNormal
+from benchmarks.pipeline_simulated import SharedEngine
 from benchmarks.scripted_actors import CountingLearner, make_episode, make_tasks
 from medvista_ray.config import TrainConfig
 from medvista_ray.types import Group, Split, Task
@@ -110,39 +111,6 @@ def latent_tools(names: Sequence[str]) -> LatentTools:
     from medvista_ray.tools.client import LocalToolClient
 
     return LatentTools(LocalToolClient(names, timeout_s=120.0), LogNormal(), seed=0)
-
-
-class SharedEngine:
-    """Tokens of a continuously batching engine: so many per second for one sequence, so many for all together."""
-
-    ONE_PER_S, ALL_PER_S, TICK_S = 235.0, 1000.0, 0.01
-
-    def __init__(self) -> None:
-        self._left: dict[asyncio.Event, float] = {}
-        self.busy_s = 0.0
-        self._ticking: asyncio.Task[None] | None = None
-
-    async def sample(self, num_tokens: float) -> None:
-        """Returns when they are sampled."""
-        done = asyncio.Event()
-        self._left[done] = num_tokens
-        if self._ticking is None or self._ticking.done():
-            self._ticking = asyncio.create_task(self._tick())
-        await done.wait()
-
-    async def _tick(self) -> None:
-        clock = asyncio.get_running_loop().time
-        before_s = clock()
-        while self._left:
-            await asyncio.sleep(self.TICK_S)
-            passed_s, before_s = clock() - before_s, clock()
-            self.busy_s += passed_s
-            each = passed_s * min(self.ONE_PER_S, self.ALL_PER_S / len(self._left))
-            for done in list(self._left):
-                self._left[done] -= each
-                if self._left[done] <= 0.0:
-                    del self._left[done]
-                    done.set()
 
 
 @ray.remote(num_cpus=0, max_concurrency=10_000)
