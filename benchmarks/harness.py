@@ -18,6 +18,7 @@ from typing import Any
 
 import psutil
 
+START_ATTEMPTS = 5
 ROOT = str(Path(__file__).resolve().parents[1])
 
 
@@ -31,15 +32,16 @@ def own_ray(object_store_mib: int = 256) -> Iterator[None]:
     import ray
 
     folder = tempfile.mkdtemp(prefix="mv", dir="/tmp")
-    ray.init(
-        address="local",
-        num_cpus=8,
-        include_dashboard=False,
-        object_store_memory=object_store_mib << 20,
-        _temp_dir=folder,
-        log_to_driver=False,
-        logging_level="warning",
-    )
+    options: dict[str, Any] = {"address": "local", "num_cpus": 8, "include_dashboard": False, "log_to_driver": False}
+    options |= {"object_store_memory": object_store_mib << 20, "_temp_dir": folder, "logging_level": "warning"}
+    for attempt in range(1, START_ATTEMPTS + 1):
+        try:
+            ray.init(**options)
+            break
+        except Exception as error:  # fault boundary: Ray's bound of 30 s on its start is bare, and short on a busy machine
+            ray.shutdown()
+            if attempt == START_ATTEMPTS or "timed out during startup" not in str(error):
+                raise
     try:
         yield
     finally:

@@ -1,12 +1,13 @@
 """What asynchrony is worth: the same policy, batch, tools and cores in the modes sync, one_step_off and async:
 
-    python benchmarks/pipeline.py --json pipeline.json [--engine vllm timed] [--modes sync one_step_off async]
+    python benchmarks/pipeline.py --json pipeline.json [--engine simulated timed vllm] [--modes sync one_step_off async]
         [--seeds 0 1 2] [--num-steps 8] [--cold-start 400] [--policy FOLDER]
 
 `vllm` is the real thing: vLLM, the shipped tools, the learner's GRPO steps on the shipped tiny base after a short cold start
 (the base as it is never calls a tool). `timed` runs the same coordinator, loop and actors' calls over an engine and a learner
-that only take time, so that two busy cores do not blur what the order of events alone makes. In both a tool call waits first,
-log-normal with a mean of 300 ms and a 99th percentile of 3 s. Starts a Ray of its own and ends it.
+that only take time, so that two busy cores do not blur what the order of events alone makes; `simulated` runs the loop over the
+same two in simulated time, without Ray. In all a tool call waits first, log-normal with a mean of 300 ms and a 99th percentile
+of 3 s. Starts a Ray of its own and ends it.
 """
 
 from __future__ import annotations
@@ -192,6 +193,27 @@ def measure(args: Namespace, make: Callable[[TrainConfig, str], System], progres
     return result
 
 
+def simulated(args: Namespace) -> dict[str, Any]:
+    """The loop alone, in simulated time; no Ray, no coordinator."""
+    from benchmarks.pipeline_simulated import simulate_run
+
+    def runs(mode: str, bound: str) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
+        for seed in args.seeds:
+            config = configuration(args, mode, seed)
+            marks, status = simulate_run(config, 1 + args.num_steps + NUM_TAIL, TRAIN_S[bound], FILTERED)
+            found.append(figures(marks[: 1 + args.num_steps], status, config))
+        return found
+
+    result: dict[str, Any] = {"modes": {mode: median_run(runs(mode, "generator")) for mode in args.modes}}
+    result |= compare(result["modes"])
+    if "async" in args.modes:
+        result["learner_bound"] = median_run(runs("async", "learner"))
+        result["generator_idle_frac"] = result["modes"]["async"]["generator_idle_frac"]
+        result["learner_idle_frac"] = result["learner_bound"]["learner_idle_frac"]
+    return result
+
+
 def real(args: Namespace) -> dict[str, Any]:
     """vLLM and the learner. The learner is made the bottleneck by plain fp32."""
     from benchmarks.pipeline_systems import RealSystem
@@ -206,7 +228,7 @@ def timed(args: Namespace) -> dict[str, Any]:
     return measure(args, lambda config, bound: TimedSystem(config, TRAIN_S[bound], FILTERED), "timed")
 
 
-ENGINES: dict[str, Callable[[Namespace], dict[str, Any]]] = {"timed": timed, "vllm": real}
+ENGINES: dict[str, Callable[[Namespace], dict[str, Any]]] = {"simulated": simulated, "timed": timed, "vllm": real}
 
 
 def parse() -> Namespace:
@@ -228,11 +250,14 @@ def main() -> int:
     """Run; the top-level figures are those of the real system if it was run."""
     args = parse()
     found = machine() | {"num_steps": args.num_steps, "num_seeds": len(args.seeds), "episodes_per_step": 8 * args.groups}
-    with own_ray(object_store_mib=1024):
-        for engine in args.engine:
-            found[engine] = ENGINES[engine](args)
-            write_figures(args.json, found)
-    main_engine = "vllm" if "vllm" in found else "timed"
+    if "simulated" in args.engine:
+        found["simulated"] = simulated(args)
+    if on_ray := [engine for engine in args.engine if engine != "simulated"]:
+        with own_ray(object_store_mib=1024):
+            for engine in on_ray:
+                found[engine] = ENGINES[engine](args)
+                write_figures(args.json, found)
+    main_engine = next(engine for engine in ("vllm", "timed", "simulated") if engine in found)
     found = {"engine": main_engine} | {k: v for k, v in found[main_engine].items() if k not in ("modes", "learner_bound")} | found
     write_figures(args.json, found)
     staleness = found.get("staleness", {})

@@ -10,6 +10,7 @@ import asyncio
 import json
 import random
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +19,7 @@ import numpy as np
 import ray
 
 from benchmarks.latency import LatentTools, LogNormal
+from benchmarks.pipeline_simulated import SharedEngine
 from benchmarks.scripted_actors import CountingLearner, make_episode, make_tasks
 from medvista_ray.config import TrainConfig
 from medvista_ray.types import Group, Split, Task
@@ -69,8 +71,11 @@ class RealSystem:
         ray.get(self.learner.load.remote(self._start), timeout=READY_S)
 
     def close(self) -> None:
-        """Engines and learner."""
+        """Engines and learner; returns when their names are free for the next system."""
         self._supervisor.shutdown()
+        until_s = time.monotonic() + READY_S
+        while ray.util.list_named_actors() and time.monotonic() < until_s:
+            time.sleep(0.2)
 
     async def _expert(self, source: Any, folder: Path, num: int) -> Any:
         from medvista_ray.models.policy import load_inputs
@@ -106,39 +111,6 @@ def latent_tools(names: Sequence[str]) -> LatentTools:
     from medvista_ray.tools.client import LocalToolClient
 
     return LatentTools(LocalToolClient(names, timeout_s=120.0), LogNormal(), seed=0)
-
-
-class SharedEngine:
-    """Tokens of a continuously batching engine: so many per second for one sequence, so many for all together."""
-
-    ONE_PER_S, ALL_PER_S, TICK_S = 235.0, 1000.0, 0.01
-
-    def __init__(self) -> None:
-        self._left: dict[asyncio.Event, float] = {}
-        self.busy_s = 0.0
-        self._ticking: asyncio.Task[None] | None = None
-
-    async def sample(self, num_tokens: float) -> None:
-        """Returns when they are sampled."""
-        done = asyncio.Event()
-        self._left[done] = num_tokens
-        if self._ticking is None or self._ticking.done():
-            self._ticking = asyncio.create_task(self._tick())
-        await done.wait()
-
-    async def _tick(self) -> None:
-        clock = asyncio.get_running_loop().time
-        before_s = clock()
-        while self._left:
-            await asyncio.sleep(self.TICK_S)
-            passed_s, before_s = clock() - before_s, clock()
-            self.busy_s += passed_s
-            each = passed_s * min(self.ONE_PER_S, self.ALL_PER_S / len(self._left))
-            for done in list(self._left):
-                self._left[done] -= each
-                if self._left[done] <= 0.0:
-                    del self._left[done]
-                    done.set()
 
 
 @ray.remote(num_cpus=0, max_concurrency=10_000)
@@ -194,8 +166,6 @@ class TimedLearner(CountingLearner.__ray_metadata__.modified_class):  # type: ig
 
     def train(self, groups: list[Group]) -> dict[str, float]:
         """Wait; no group may come twice."""
-        import time
-
         time.sleep(self._train_s)
         tokens = sum(episode.num_sampled for group in groups for episode in group.episodes)
         return super().train(groups) | {"num_trained_tokens": float(tokens)}

@@ -10,13 +10,9 @@ tested there is the serving.
 from __future__ import annotations
 
 import asyncio
-import json
 import os
-import platform
-import shutil
 import signal
 import sys
-import tempfile
 import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Awaitable, Callable, Iterator
@@ -28,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
+from benchmarks.harness import machine, own_ray, write_figures
 from medvista_ray.config import ToolsConfig
 from medvista_ray.tools.base import Family, Tool, ToolArgs, ToolClient, ToolContext
 from medvista_ray.tools.client import LocalToolClient
@@ -161,30 +158,15 @@ async def load_test(client: Any, app_name: str, num_calls: int, seconds: float) 
 
 
 @contextmanager
-def own_ray(object_store_bytes: int = 256 << 20) -> Iterator[None]:
-    """A Ray of this process's own, and its end."""
-    os.environ["RAY_AUTH_MODE"] = "disabled"  # a local Ray would switch token authentication on; read at the import
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [sys.path[0], os.environ.get("PYTHONPATH")]))  # for its workers
-    import ray
-    from ray import serve
+def own_serve() -> Iterator[None]:
+    """A Ray of this process's own with nothing left on it in the end."""
+    with own_ray():
+        from ray import serve
 
-    folder = tempfile.mkdtemp(prefix="mv", dir="/tmp")
-    ray.init(
-        address="local",
-        num_cpus=8,
-        include_dashboard=False,
-        object_store_memory=object_store_bytes,
-        _temp_dir=folder,
-        log_to_driver=False,
-        logging_level="warning",
-    )
-    try:
-        yield
-    finally:
-        serve.shutdown()
-        ray.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            yield
+        finally:
+            serve.shutdown()
 
 
 def served(config: ToolsConfig, body: Callable[[Any], Awaitable[dict[str, Any]]]) -> tuple[dict[str, Any], float]:
@@ -241,14 +223,11 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=0.05, help="what each of them takes (default: 0.05)")
     parser.add_argument("--num-repeats", type=int, default=300, help="calls behind each other figure (default: 300)")
     args = parser.parse_args()
-    figures: dict[str, Any] = {"machine": platform.processor() or platform.machine(), "command": " ".join(sys.argv)}
-    figures |= {"num_cores": os.cpu_count(), "load_before": os.getloadavg()[0]}
-    with own_ray():
+    figures = machine()
+    with own_serve():
         for part in args.only:
             figures |= PARTS[part](args)
-    args.json.parent.mkdir(parents=True, exist_ok=True)
-    args.json.write_text(json.dumps(figures, indent=2) + "\n")
-    print(json.dumps(figures))
+    write_figures(args.json, figures)
     return int("load" in args.only and not holds(figures))
 
 

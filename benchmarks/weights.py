@@ -32,7 +32,7 @@ import numpy as np
 import psutil
 import torch
 
-from benchmarks.tools_serving import own_ray
+from benchmarks.harness import own_ray
 from medvista_ray.config import WeightsConfig
 from medvista_ray.weights.manifest import Held, Manifest
 from medvista_ray.weights.segment import read_tensors
@@ -162,7 +162,7 @@ def sweep(args: Namespace) -> dict[str, Any]:
     """The table; `over_memcpy` is that of shared memory at the largest size measured with one receiver."""
     rows: list[dict[str, Any]] = []
     for transport in args.transports:
-        with own_ray(args.store_mib << 20) if transport == "object_store" else ExitStack():
+        with own_ray(args.store_mib) if transport == "object_store" else ExitStack():
             for megabytes in args.megabytes:
                 for num_receivers in args.receivers:
                     for checksum in (False, True) if num_receivers == 1 else (False,):

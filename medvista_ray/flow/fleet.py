@@ -12,58 +12,21 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 from medvista_ray.errors import ConfigError, GeneratorDiedError, InvariantError, WeightUpdateError
 from medvista_ray.flow.background import Background
 from medvista_ray.flow.concurrency import ConcurrencyLimit
-from medvista_ray.flow.health import RestartPolicy
 from medvista_ray.flow.protocols import Generator
+from medvista_ray.flow.slots import BUSY, NOTHING_LOADED, Limits, Slot
 from medvista_ray.flow.timing import Occupancy
 from medvista_ray.types import Group, Task
 
 log = logging.getLogger(__name__)
 
-NOTHING_LOADED = -1
 MAX_LOAD_ATTEMPTS = 3
 """Failed loads in a row before the generator is restarted."""
 MAX_LOADS_KEPT = 10_000
 """Loads whose seconds are remembered; a long run of many generators has millions."""
-BUSY = frozenset({"generating"})
-"""Activities of a generator that count as work."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Bounds on every wait, in seconds."""
-
-    ready_s: float = 300.0
-    load_s: float = 120.0
-    group_s: float = 900.0
-    learner_s: float = 3600.0
-
-
-@dataclass(eq=False)
-class Slot:
-    """One generator as the loop sees it."""
-
-    generator: Generator
-    occupancy: Occupancy
-    concurrency: ConcurrencyLimit
-    policy: RestartPolicy = field(default_factory=RestartPolicy)
-    version: int = NOTHING_LOADED
-    """Last version it completely loaded."""
-    life: int = 0
-    """Grows with every fault, so that the same fault is handled once."""
-    usable: bool = False
-    emptied: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when its last group came back; of use once it gets no more."""
-    lost: bool = False
-    """Given up, or leaving the run."""
-    loading: bool = False
-    num_groups: int = 0
-    load: int | None = None
-    """Under which it is found when work is given out; None while it may have none."""
 
 
 class Fleet:
@@ -236,7 +199,7 @@ class Fleet:
 
     def _settle(self, slot: Slot) -> None:
         """Account for what a generator does from now on, and for its load. Called whenever either may have changed."""
-        slot.occupancy.enter(_activity(slot, self._target), self._clock())
+        slot.occupancy.enter(slot.activity(self._target), self._clock())
         load = slot.num_groups if slot.usable else None
         if load == slot.load:
             return
@@ -299,13 +262,3 @@ class Fleet:
         log.error("%s is given up after %d faults: %r", slot.generator.name, slot.policy.num_faults, error)
         if all(s.lost for s in self.slots):
             raise GeneratorDiedError(f"no generator is left; the last one failed with {error!r}") from error
-
-
-def _activity(slot: Slot, target: int) -> str:
-    if slot.lost:
-        return "lost"
-    if not slot.usable:
-        return "recovering"
-    if slot.num_groups:
-        return "generating"
-    return "waiting_for_weights" if slot.version < target else "waiting_for_learner"

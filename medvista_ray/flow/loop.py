@@ -22,11 +22,12 @@ from medvista_ray.config import TrainConfig
 from medvista_ray.errors import InvariantError
 from medvista_ray.flow.admission import Admission
 from medvista_ray.flow.background import Background
-from medvista_ray.flow.fleet import Fleet, Limits, Slot
+from medvista_ray.flow.fleet import Fleet
 from medvista_ray.flow.groups import GroupLedger, GroupRecord, GroupState
 from medvista_ray.flow.protocols import Generator, Learner
 from medvista_ray.flow.recorder import MetricsRecorder
 from medvista_ray.flow.sampler import TaskSampler
+from medvista_ray.flow.slots import Limits, Slot
 from medvista_ray.flow.stats import StepStats, learner_metrics
 from medvista_ray.flow.timing import Occupancy
 from medvista_ray.types import Group, Task

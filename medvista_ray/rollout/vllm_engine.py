@@ -37,6 +37,7 @@ from medvista_ray.errors import InvariantError, MedVistaError, WeightUpdateError
 from medvista_ray.rollout.engine import Completion, Prompt, Sampling
 from medvista_ray.rollout.vllm_receive import Send, Step, control, receive
 from medvista_ray.rollout.vllm_settings import EngineSettings, cpu_environment, engine_args, split_stops
+from medvista_ray.types import EngineLoad
 from medvista_ray.weights.manifest import Held, Manifest
 from medvista_ray.weights.vllm_plugin import BACKEND, register
 
@@ -94,7 +95,7 @@ class VllmEngine:
         self._num_admitting = 0
         self._admitted = asyncio.Condition()
         self._ids = itertools.count()
-        self._counts = dict.fromkeys(("requests", "tokens", "cached", "prompt", "updates"), 0)
+        self._counts = dict.fromkeys(("requests", "finished", "tokens", "cached", "prompt", "updates"), 0)
         self._clock = _BusyClock()
 
     @property
@@ -170,6 +171,17 @@ class VllmEngine:
             busy_s=self._clock.busy_s(),
             up_s=self._clock.up_s(),
         )
+
+    def load(self) -> EngineLoad | None:
+        """How full the engine is, estimated from the requests in flight: each takes what requests took so far, prefixes
+        that they share counted for each. None before the first one has ended."""
+        cache, counts = self._running().vllm_config.cache_config, self._counts
+        capacity = (cache.num_gpu_blocks or 0) * cache.block_size
+        if not capacity or not counts["finished"]:
+            return None
+        num_queued = max(0, self._clock.num_running - self.settings.max_num_seqs)
+        each = (counts["prompt"] + counts["tokens"]) / counts["finished"]
+        return EngineLoad(min(1.0, (self._clock.num_running - num_queued) * each / capacity), num_queued)
 
     @property
     def started(self) -> bool:
@@ -252,6 +264,7 @@ class VllmEngine:
         """One completion of the requests that make a turn."""
         outputs = [part.outputs[0] for part in parts]
         token_ids = [token for output in outputs for token in output.token_ids]
+        self._counts["finished"] += len(parts)
         self._counts["tokens"] += len(token_ids)
         self._counts["cached"] += sum(part.num_cached_tokens or 0 for part in parts)
         self._counts["prompt"] += sum(len(part.prompt_token_ids or ()) for part in parts)

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from medvista_ray.errors import ConfigError, GeneratorDiedError, InvariantError, RunFolderError, StarvationError
-from medvista_ray.flow.fleet import Limits
 from medvista_ray.flow.loop import LoopSettings, TrainingLoop
+from medvista_ray.flow.slots import Limits
 from medvista_ray.types import Group, Task
 from tests.scripted_flow import SETTINGS, ScriptedGenerator, ScriptedLearner, Stuck, World, make_tasks, simulate
 
