@@ -5,7 +5,7 @@
 Both train the same policy (the shipped tiny one after a short cold start made here) on the same tasks with the zoom tool in
 process, with the same group size, batch, temperature, token limits, frozen weights and reward. They run in turns, `--num-rounds`
 times each, so that a busy machine slows both. TRL has an environment of its own (`pip install -e ".[peer-trl]"`), made in
-`--work` unless `--peer-python` names one; its settings (`--peer-*`) are those that were fastest on two cores.
+`--work` unless `--peer-python` names one; `--only trl` with other `--peer-*` options looks for its fastest settings.
 
 Counted: episodes that entered an optimiser step, by the time of whole steps in the steady state (after `--warmup-steps`; on
 our side before the last eta + 1 steps too, in which the generators run dry). Groups whose episodes all score the same are

@@ -17,6 +17,7 @@ import transformers as hf
 
 import medvista_ray.models  # noqa: F401  (the torchvision hook comes before transformers' processors)
 from medvista_ray.models.policy import TINY_FOLDER, Policy
+from medvista_ray.models.tiny_architecture import CHAT_TEMPLATE
 from medvista_ray.types import AnswerKind, Episode, EpisodeStatus, Group, Split, Task
 
 QWEN_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
@@ -139,7 +140,7 @@ def build_policy(name: str, device: str, dtype: torch.dtype, folder: Path) -> Po
     shape = SHAPES[name]
     tokenizer = hf.AutoTokenizer.from_pretrained(TINY_FOLDER)
     tokenizer.add_special_tokens({"additional_special_tokens": list(QWEN_TOKENS)}, replace_extra_special_tokens=False)
-    processor = _picture_processor(shape)
+    processor = _processor(shape, tokenizer)
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -147,23 +148,35 @@ def build_policy(name: str, device: str, dtype: torch.dtype, folder: Path) -> Po
             model = build_model(shape, tokenizer)
     finally:
         torch.set_default_dtype(before)
-    for part in (tokenizer, processor, model.config):
+    for part in (processor, model.config):
         part.save_pretrained(folder)
     return Policy(
         path=folder,
         model_type=shape.model_type,
         config=model.config,
         tokenizer=hf.AutoTokenizer.from_pretrained(folder),
-        image_processor=processor,
+        image_processor=processor.image_processor,
         model=model.eval(),
     )
 
 
-def _picture_processor(shape: Shape) -> Any:
+def _processor(shape: Shape, tokenizer: Any) -> Any:
+    """What turns pictures into the model's inputs, for the learner and, from its folder, for an engine."""
     if shape.model_type == "internvl":
         side = {"height": shape.image_side, "width": shape.image_side}
-        return hf.GotOcr2ImageProcessorPil(size=side, crop_to_patches=False)
-    return hf.Qwen2VLImageProcessor(patch_size=14, min_pixels=28 * 28, max_pixels=shape.image_side**2)
+        return hf.InternVLProcessor(
+            image_processor=hf.GotOcr2ImageProcessorPil(size=side, crop_to_patches=False),
+            tokenizer=tokenizer,
+            video_processor=hf.InternVLVideoProcessor(size=side),
+            image_seq_length=(shape.image_side // 28) ** 2,
+            chat_template=CHAT_TEMPLATE,
+        )
+    return hf.Qwen2_5_VLProcessor(
+        image_processor=hf.Qwen2VLImageProcessor(patch_size=14, min_pixels=28 * 28, max_pixels=shape.image_side**2),
+        tokenizer=tokenizer,
+        video_processor=hf.Qwen2VLVideoProcessor(),
+        chat_template=CHAT_TEMPLATE,
+    )
 
 
 def save_weights(policy: Policy) -> Path:
