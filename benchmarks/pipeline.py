@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from benchmarks.pipeline_systems import System
 
 MODES = ("sync", "one_step_off", "async")
-NUM_TAIL = 2
+NUM_TAIL = 3
 """Steps behind the measured ones: in the last ones nothing new is admitted, and the learner has the machine for itself."""
 POLL_S = 0.2
 TIMEOUT_S = 7200.0
@@ -56,7 +56,8 @@ def configuration(args: Namespace, mode: str, seed: int, overrides: Sequence[str
             "sft={num_epochs: 3, batch_size: 16, learning_rate: 1.0e-3}",
             "expert.concurrency=8",
             f"grpo={{groups_per_step: {args.groups}, group_size: 8, learning_rate: 1.0e-4, warmup_steps: 2, adam_eps: 1.0e-6}}",
-            f"flow.max_running_groups={2 * args.groups}",
+            f"flow.max_running_groups={(args.eta + 1) * args.groups}",
+            *([f"flow.eta={args.eta}"] if mode == "async" else []),
             "flow.checkpoint_every=1000000",
             *overrides,
         ],
@@ -240,6 +241,7 @@ def parse() -> Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the order of tasks (default: 0 1 2)")
     parser.add_argument("--num-steps", type=int, default=8, help="measured steps of each run (default: 8)")
     parser.add_argument("--groups", type=int, default=8, help="groups of 8 episodes in a batch (default: 8)")
+    parser.add_argument("--eta", type=int, default=1, help="staleness bound of async (default: 1)")
     parser.add_argument("--policy", default="tiny", help="base of the real system (default: the shipped one)")
     parser.add_argument("--cold-start", type=int, default=400, help="expert trajectories of its cold start; 0: none")
     parser.add_argument("--skip-learner-bound", action="store_true", help="leave the runs with a slow learner out")
@@ -249,7 +251,12 @@ def parse() -> Namespace:
 def main() -> int:
     """Run; the top-level figures are those of the real system if it was run."""
     args = parse()
-    found = machine() | {"num_steps": args.num_steps, "num_seeds": len(args.seeds), "episodes_per_step": 8 * args.groups}
+    found = machine() | {
+        "num_steps": args.num_steps,
+        "num_seeds": len(args.seeds),
+        "eta": args.eta,
+        "episodes_per_step": 8 * args.groups,
+    }
     if "simulated" in args.engine:
         found["simulated"] = simulated(args)
     if on_ray := [engine for engine in args.engine if engine != "simulated"]:
@@ -261,7 +268,7 @@ def main() -> int:
     found = {"engine": main_engine} | {k: v for k, v in found[main_engine].items() if k not in ("modes", "learner_bound")} | found
     write_figures(args.json, found)
     staleness = found.get("staleness", {})
-    return int(any(int(age) > 1 for age in staleness))
+    return int(any(int(age) > args.eta for age in staleness))
 
 
 if __name__ == "__main__":
