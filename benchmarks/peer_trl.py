@@ -129,7 +129,7 @@ def steady(records: list[dict[str, float]], cpu: dict[int, float], warmup_steps:
     used_s = [min((step, used) for step, used in cpu.items() if step >= at) for at in (warmup_steps, warmup_steps + num_steps)]
     cpu_step_s = (used_s[1][1] - used_s[0][1]) / max(1, used_s[1][0] - used_s[0][0])
     before, chosen = records[warmup_steps - 1], records[warmup_steps : warmup_steps + num_steps]
-    episodes, seconds = sum(r["num_episodes"] for r in chosen), chosen[-1]["time_s"] - before["time_s"]
+    episodes, seconds = sum(r["learner_num_episodes"] for r in chosen), chosen[-1]["time_s"] - before["time_s"]
     num_filtered = chosen[-1]["num_filtered"] - before["num_filtered"]
     return {
         "episodes_per_s": episodes / seconds,

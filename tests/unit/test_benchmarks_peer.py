@@ -88,7 +88,13 @@ def test_the_zoom_tool_is_all_that_trl_offers_beside_the_reset() -> None:
 
 
 def record(time_s: float, **fields: float) -> dict[str, float]:
-    values = {"num_episodes": 8.0, "train_s": 1.0, "learner_num_tokens": 800.0, "num_trained_tokens": 80.0}
+    values = {
+        "num_episodes": 12.0,
+        "learner_num_episodes": 8.0,
+        "train_s": 1.0,
+        "learner_num_tokens": 800.0,
+        "num_trained_tokens": 80.0,
+    }
     return values | {"time_s": time_s, "num_filtered": 0.0, "idle_generator": 0.0, "idle_learner": 0.5} | fields
 
 
