@@ -18,6 +18,7 @@ import torch
 from actors.cores import stay_off_engine_cores, use_all_cores
 from medvista_ray.config import LearnerConfig, TrainConfig
 from medvista_ray.models.policy import Policy, load_policy, trainable_parameters
+from medvista_ray.models.recomputation import checkpoint_activations
 from medvista_ray.rollout.chat import banned_token_ids
 from medvista_ray.types import Episode, Group
 from medvista_ray.weights.transport import TRANSPORTS, Publisher
@@ -42,6 +43,8 @@ class LearnerActor:
         torch.manual_seed(config.seed)
         self._config = config
         self._policy: Policy = load_policy(Path(model_folder), torch.float32)
+        if config.learner.activation_checkpointing:
+            checkpoint_activations(self._policy)
         self._publisher: Publisher = TRANSPORTS.load(TRANSPORT)(run_id)
         self._trainer: GrpoTrainer | None = None
         self._progress: dict[str, Any] = {"doing": "idle"}

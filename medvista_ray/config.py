@@ -203,6 +203,8 @@ class LearnerConfig(Section):
     """Torch threads on a CPU."""
     bf16: bool = True
     """bf16 autocast; False is exact fp32."""
+    activation_checkpointing: bool = False
+    """Keep only each text layer's input and compute the layer again in the backward pass: less memory, a third more time."""
 
 
 class EvalConfig(Section):
