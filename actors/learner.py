@@ -19,7 +19,9 @@ from actors.cores import stay_off_engine_cores, use_all_cores
 from actors.handles import Handle
 from actors.weights import SyncClient
 from medvista_ray.config import LearnerConfig, TrainConfig
-from medvista_ray.models.policy import Policy, load_policy, trainable_parameters
+from medvista_ray.models.adapters import add_adapters, merged_weights
+from medvista_ray.models.policy import Policy, load_policy
+from medvista_ray.models.recomputation import checkpoint_activations
 from medvista_ray.rollout.chat import banned_token_ids
 from medvista_ray.types import Episode, Group
 from medvista_ray.weights.manifest import Manifest
@@ -44,6 +46,10 @@ class LearnerActor:
         torch.manual_seed(config.seed)
         self._config = config
         self._policy: Policy = load_policy(Path(model_folder), torch.float32)
+        if config.policy.lora_rank:
+            add_adapters(self._policy, config.policy)
+        if config.learner.activation_checkpointing:
+            checkpoint_activations(self._policy)
         self._publisher: Any = TRANSPORTS.load(config.weights.transport)(run_id, config.weights, put=ray.put)
         self._trainer: GrpoTrainer | None = None
         self._progress: dict[str, Any] = {"doing": "idle"}
@@ -77,8 +83,8 @@ class LearnerActor:
 
     def publish(self, version: int) -> str:
         """Publish the trainable weights as `version`; the manifest as JSON."""
-        weights = trainable_parameters(self._policy, self._config.policy.train_vision)
-        return self._publisher.publish(weights.items(), version).model_dump_json()
+        weights = list(merged_weights(self._policy, self._config.policy.train_vision))
+        return self._publisher.publish(weights, version).model_dump_json()
 
     def save(self, path: str, extra: dict[str, Any]) -> None:
         """Write a checkpoint with `extra` (plain JSON values) in it, atomically."""

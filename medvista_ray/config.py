@@ -38,6 +38,11 @@ class PolicyConfig(Section):
     """Context length in tokens, expanded image tokens included."""
     train_vision: bool = True
     """Whether the vision tower and the connector are trained; frozen weights never travel."""
+    lora_rank: Count = 0
+    """Train low-rank adapters of this rank in place of the text model's weights (needs the extra "lora"); 0 trains the weights.
+    Engines and saved policies get them merged."""
+    lora_alpha: Annotated[float, Field(gt=0)] = 32.0
+    """Adapters count alpha / rank times."""
 
 
 class BenchConfig(Section):
@@ -258,6 +263,9 @@ class WeightsConfig(Section):
     def bucket_bytes(self) -> int:
         """`bucket_mib` in bytes."""
         return self.bucket_mib << 20
+
+    activation_checkpointing: bool = False
+    """Keep only each text layer's input and compute the layer again in the backward pass: less memory, a third more time."""
 
 
 class EvalConfig(Section):

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from medvista_ray.errors import RunFolderError
+from medvista_ray.models.adapters import has_adapters, merged_weights
 from medvista_ray.models.policy import Policy
 
 STATE_FILE = "training_state.pt"
@@ -47,7 +48,8 @@ def save_checkpoint(folder: Path, policy: Policy, trainer: Stateful, extra: dict
 
     def write(target: Path) -> None:
         _write_policy(target, policy)
-        torch.save({"trainer": trainer.state_dict(), "random": random_state()}, target / STATE_FILE)
+        state = {"trainer": trainer.state_dict(), "random": random_state(), "adapted": _adapted_state(policy)}
+        torch.save(state, target / STATE_FILE)
         (target / EXTRA_FILE).write_text(json.dumps(extra))
 
     _replace(folder, write)
@@ -59,10 +61,12 @@ def load_checkpoint(folder: Path, policy: Policy, trainer: Stateful) -> dict[str
     Raises RunFolderError if the checkpoint is absent, damaged or of another model.
     """
     try:
-        stored: Any = type(policy.model).from_pretrained(folder, dtype=policy.model.dtype)
         state: dict[str, Any] = torch.load(folder / STATE_FILE, weights_only=True, map_location="cpu")
         extra: dict[str, Any] = json.loads((folder / EXTRA_FILE).read_text())
-        policy.model.load_state_dict(stored.state_dict())
+        weights = state.get("adapted")
+        if not weights or not has_adapters(policy):
+            weights = type(policy.model).from_pretrained(folder, dtype=policy.model.dtype).state_dict()
+        policy.model.load_state_dict(weights)
         trainer.load_state_dict(state["trainer"])
         set_random_state(state["random"])
     except (OSError, ValueError, KeyError, RuntimeError, pickle.UnpicklingError) as error:
@@ -82,8 +86,14 @@ def checkpoint_folder(root: Path, step: int) -> Path:
 
 
 def _write_policy(target: Path, policy: Policy) -> None:
-    policy.model.save_pretrained(target)
+    merged = dict(merged_weights(policy)) if has_adapters(policy) else None
+    policy.model.save_pretrained(target, state_dict=merged)
     copy_side_files(target, policy)
+
+
+def _adapted_state(policy: Policy) -> dict[str, torch.Tensor]:
+    """With adapters, weights and adapters apart: merged, as the model folder has them, they could not be trained on."""
+    return policy.model.state_dict() if has_adapters(policy) else {}
 
 
 def copy_side_files(target: Path, policy: Policy) -> None:

@@ -67,12 +67,16 @@ def _cluster(cluster: Cluster, query: torch.Tensor, key: torch.Tensor, value: to
     padded = suffix(
         _pad(query, cluster), _pad(key, cluster), _pad(value, cluster), shared_key, shared_value, cluster.mask, scaling
     )
-    outputs = padded.flatten(1, 2).index_select(1, cluster.scatter)
+    outputs = padded.flatten(1, 2)
+    if not cluster.is_dense:
+        outputs = outputs.index_select(1, cluster.scatter)
     return [_causal(shared_query, shared_key, shared_value, scaling), outputs] if cluster.prefix else [outputs]
 
 
 def _pad(tensor: torch.Tensor, cluster: Cluster) -> torch.Tensor:
-    """[heads, T, D] -> the cluster's suffixes [heads, n, S, D]."""
+    """[heads, T, D] -> the cluster's suffixes [heads, n, S, D]; without a copy if all are equally long."""
+    if cluster.is_dense:
+        return _slice(tensor, cluster.start + cluster.prefix, len(cluster.gather)).unflatten(1, (-1, len(cluster.mask)))
     return tensor.index_select(1, cluster.gather).unflatten(1, (-1, len(cluster.mask)))
 
 

@@ -26,6 +26,10 @@ MAX_LOGITS = 2**27
 """Logits kept at once (512 MiB in fp32); beyond it, rows are chunked and recomputed in the backward pass."""
 
 
+BANNED = -1e30
+"""In a banned token's logit: no share of the softmax, and 0, not NaN, in the entropy's p log p."""
+
+
 @dataclass(frozen=True)
 class SampledLogprobs:
     """Of the N sampled tokens, in order of `batch.loss_mask.nonzero()`."""
@@ -121,10 +125,10 @@ def _repeat(features: Any, index: torch.Tensor) -> Any:
 
 
 def _ban(policy: Policy, banned: Sequence[int], device: torch.device) -> torch.Tensor:
-    """[V] 0, or minus infinity for banned tokens and for rows of the head that no token of the tokenizer has."""
+    """[V] 0, or BANNED for banned tokens and for rows of the head that no token of the tokenizer has."""
     bias = torch.zeros(policy.model.lm_head.weight.shape[0], device=device)
-    bias[list(banned)] = float("-inf")
-    bias[len(policy.tokenizer) :] = float("-inf")
+    bias[list(banned)] = BANNED
+    bias[len(policy.tokenizer) :] = BANNED
     return bias
 
 
@@ -132,11 +136,9 @@ def _score(
     head: torch.nn.Module, rows: torch.Tensor, targets: torch.Tensor, bias: torch.Tensor, temperature: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probabilities and entropies, both [N] float32, of hidden states [N, H]."""
-    logits = head(rows).float() / temperature + bias
-    normaliser = logits.logsumexp(dim=-1)
-    values = logits.gather(-1, targets[:, None])[:, 0] - normaliser
+    # One pass each, whatever the logits' dtype: at thousands of rows the vocabulary-wide passes are what costs.
+    logs = torch.add(bias, head(rows), alpha=1.0 / temperature).log_softmax(dim=-1)
+    values = logs.gather(-1, targets[:, None])[:, 0]
     with torch.no_grad():
-        # sum of p * log p, where a banned token's 0 * -inf counts as 0.
-        probabilities = (logits - normaliser[:, None]).exp_()
-        entropy = normaliser - (probabilities * logits.masked_fill(bias.isinf(), 0.0)).sum(-1)
-    return values, entropy
+        entropy = -logs.exp().mul_(logs).sum(dim=-1)
+    return values.masked_fill(values < BANNED / 2, float("-inf")), entropy

@@ -45,6 +45,11 @@ class Cluster:
         """Packed tokens."""
         return self.prefix + len(self.scatter)
 
+    @property
+    def is_dense(self) -> bool:
+        """Whether all suffixes are equally long, so that nothing is padded."""
+        return len(self.gather) == len(self.scatter)
+
     def to(self, device: torch.device | str) -> Cluster:
         """The same on `device`."""
         tensors = {name: getattr(self, name).to(device) for name in ("gather", "scatter", "mask")}

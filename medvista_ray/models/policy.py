@@ -23,6 +23,9 @@ from medvista_ray.errors import ConfigError, InvariantError, UserError, did_you_
 TINY_FOLDER = Path(__file__).parent / "tiny"
 """The policy that the package ships."""
 
+ADAPTER_MARK = ".lora_"
+"""In the name of an adapter's weight."""
+
 Picture = NDArray[np.uint8]
 """[H, W, 3]"""
 
@@ -168,13 +171,19 @@ def load_policy(path: Path, dtype: torch.dtype = torch.float32) -> Policy:
 def trainable_parameters(policy: Policy, train_vision: bool) -> dict[str, torch.nn.Parameter]:
     """Set which weights have gradients, and return those, by their name in the model (tied weights once).
 
-    With `train_vision` False the vision tower and the connector are frozen.
+    With `train_vision` False the vision tower and the connector are frozen. Where there are adapters (`models.adapters`)
+    they are trained in place of the text model's weights.
     """
+    weights: dict[str, torch.nn.Parameter] = dict(policy.model.named_parameters())
     policy.model.requires_grad_(True)
+    if any(ADAPTER_MARK in name for name in weights):
+        seen = tuple(f"model.{name}." for name in policy.family.vision_modules)
+        for name, weight in weights.items():
+            weight.requires_grad_(ADAPTER_MARK in name or name.startswith(seen))
     if not train_vision:
         for name in policy.family.vision_modules:
             getattr(policy.model.model, name).requires_grad_(False)
-    return {name: weight for name, weight in policy.model.named_parameters() if weight.requires_grad}
+    return {name: weight for name, weight in weights.items() if weight.requires_grad}
 
 
 def _download(name: str) -> Path:

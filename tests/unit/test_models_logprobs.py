@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +14,7 @@ from medvista_ray.models import logprobs as logprobs_module
 from medvista_ray.models.batching import Batch, build_batch
 from medvista_ray.models.logprobs import sampled_logprobs, token_logprobs
 from medvista_ray.models.policy import Policy
+from medvista_ray.models.recomputation import checkpoint_activations
 from medvista_ray.types import Episode
 from tests.unit.tiny_policies import MODEL_TYPES, picture, random_episode, random_policy
 
@@ -128,6 +130,37 @@ def test_chunks_of_rows_give_the_same_values_and_gradients(
     monkeypatch.setattr(logprobs_module, "MAX_LOGITS", 7 * len(policy.tokenizer))
     chunked = gradients(policy, token_logprobs(policy, batch, TEMPERATURE, BANNED).sum())
     assert all(torch.allclose(chunked[name], gradient, atol=1e-5) for name, gradient in whole.items())
+
+
+def test_checkpointed_activations_give_the_same_gradients_and_keep_less(policy: Policy, episodes: list[Episode]) -> None:
+    def run(policy: Policy) -> tuple[dict[str, torch.Tensor], int]:
+        """Gradients, and the bytes that the forward pass keeps for the backward pass."""
+        kept: dict[int, int] = {}
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            kept[tensor.data_ptr()] = tensor.nbytes
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            total = token_logprobs(policy, build_batch(episodes, policy), TEMPERATURE, BANNED).sum()
+        num_bytes = sum(kept.values())
+        return gradients(policy, total), num_bytes
+
+    want, all_bytes = run(policy)
+    frugal = replace(policy, model=deepcopy(policy.model))
+    checkpoint_activations(frugal)
+    got, few_bytes = run(frugal)
+    assert got.keys() == want.keys()
+    assert all(torch.equal(got[name], gradient) for name, gradient in want.items())
+    assert few_bytes < 0.7 * all_bytes
+
+
+def test_a_sampled_token_that_is_banned_has_no_probability_at_all(policy: Policy) -> None:
+    batch = build_batch([random_episode(policy, [], 5)], policy)
+    first = int(batch.token_ids[batch.loss_mask][0])
+    sampled = sampled_logprobs(policy, batch, 1.0, [first])
+    assert sampled.values[0].item() == float("-inf")
+    assert bool(sampled.entropy.isfinite().all())
 
 
 def test_banned_tokens_have_no_share_and_entropy_is_that_of_the_allowed(policy: Policy) -> None:
