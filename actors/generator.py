@@ -88,10 +88,8 @@ class GeneratorActor(ReceivingActor):
             max_model_len=self._config.policy.max_model_len,
         )  # fmt: skip
         scored = [score(episode, self._config.reward) for episode in episodes]
-        return Group(
-            id=group_id, episodes=scored, version_admitted=version_admitted, seconds=loop.time() - begin,
-            engine_load=self._engine.load(),
-        )  # fmt: skip
+        load_now, seconds = self._engine.load(), loop.time() - begin
+        return Group(group_id, scored, version_admitted=version_admitted, seconds=seconds, engine_load=load_now)
 
     async def run_episodes(self, tasks: Sequence[Task], with_tools: bool, temperature: float) -> list[Episode]:
         """One scored episode of each task, in order, `evaluation.concurrency` at a time. 0 is greedy."""

@@ -26,7 +26,7 @@ from medvista_ray.rollout.chat import banned_token_ids
 from medvista_ray.types import Episode, Group
 from medvista_ray.weights.manifest import Manifest
 from medvista_ray.weights.transport import TRANSPORTS
-from trainers.checkpoint import load_checkpoint, save_checkpoint, save_policy
+from trainers.checkpoint import load_checkpoint, prune_checkpoints, save_checkpoint, save_policy
 from trainers.grpo import GrpoTrainer
 from trainers.sft import run_sft
 
@@ -87,8 +87,9 @@ class LearnerActor:
         return self._publisher.publish(weights, version).model_dump_json()
 
     def save(self, path: str, extra: dict[str, Any]) -> None:
-        """Write a checkpoint with `extra` (plain JSON values) in it, atomically."""
+        """Write a checkpoint with `extra` (plain JSON values) in it, atomically, and let the oldest go."""
         save_checkpoint(Path(path), self._policy, self._grpo(), extra)
+        prune_checkpoints(Path(path).parent, self._config.flow.keep_checkpoints)
 
     def load(self, path: str) -> dict[str, Any]:
         """Restore a checkpoint; its `extra`. Raises RunFolderError."""

@@ -182,6 +182,8 @@ class FlowConfig(Section):
     """Re-dispatches of a group whose generator died, before it counts as failed."""
     checkpoint_every: Positive = 20
     """Steps between checkpoints."""
+    keep_checkpoints: Positive = 2
+    """Newest checkpoints that stay in the run's folder."""
 
     @model_validator(mode="before")
     @classmethod
@@ -237,6 +239,8 @@ class LearnerConfig(Section):
     """Torch threads on a CPU."""
     bf16: bool = True
     """bf16 autocast; False is exact fp32."""
+    activation_checkpointing: bool = False
+    """Keep only each text layer's input and compute the layer again in the backward pass: less memory, a third more time."""
     node_labels: dict[str, str] = {}
     """Ray labels of the node that carries the learner and the coordinator; empty: any node."""
 
@@ -263,9 +267,6 @@ class WeightsConfig(Section):
     def bucket_bytes(self) -> int:
         """`bucket_mib` in bytes."""
         return self.bucket_mib << 20
-
-    activation_checkpointing: bool = False
-    """Keep only each text layer's input and compute the layer again in the backward pass: less memory, a third more time."""
 
 
 class EvalConfig(Section):

@@ -76,8 +76,21 @@ def load_checkpoint(folder: Path, policy: Policy, trainer: Stateful) -> dict[str
 
 def latest_checkpoint(root: Path) -> Path | None:
     """The checkpoint of the last step among the folders `root`/step-<number>, or None."""
+    return next(reversed(_checkpoints(root)), None)
+
+
+def prune_checkpoints(root: Path, num_kept: int) -> None:
+    """Remove all complete checkpoints under `root` but those of the last `num_kept` steps."""
+    for folder in _checkpoints(root)[:-num_kept]:
+        stale = folder.with_name(f".{folder.name}.old-{os.getpid()}")  # what is half removed must not look complete
+        folder.rename(stale)
+        shutil.rmtree(stale, ignore_errors=True)
+
+
+def _checkpoints(root: Path) -> list[Path]:
+    """Complete ones, oldest step first."""
     found = [path for path in root.glob("step-*") if path.name[5:].isdigit() and (path / EXTRA_FILE).is_file()]
-    return max(found, key=lambda path: int(path.name[5:]), default=None)
+    return sorted(found, key=lambda path: int(path.name[5:]))
 
 
 def checkpoint_folder(root: Path, step: int) -> Path:

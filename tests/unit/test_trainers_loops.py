@@ -17,7 +17,14 @@ from medvista_ray.models.logprobs import token_logprobs
 from medvista_ray.models.policy import Policy, load_policy
 from medvista_ray.types import Episode, Group
 from tests.unit.tiny_policies import picture, random_episode, random_group, save_random_policy
-from trainers.checkpoint import checkpoint_folder, latest_checkpoint, load_checkpoint, save_checkpoint, save_policy
+from trainers.checkpoint import (
+    checkpoint_folder,
+    latest_checkpoint,
+    load_checkpoint,
+    prune_checkpoints,
+    save_checkpoint,
+    save_policy,
+)
 from trainers.grpo import GrpoTrainer
 from trainers.optim import make_optimizer, warmup_constant, warmup_cosine, warmup_linear
 from trainers.sft import run_sft
@@ -225,6 +232,11 @@ def test_the_latest_checkpoint_is_found_by_number(tmp_path: Path) -> None:
         folder.mkdir()
         (folder / "extra.json").write_text("{}")
     assert latest_checkpoint(tmp_path) == checkpoint_folder(tmp_path, 100)
+    before = {path.name for path in tmp_path.iterdir()}
+    prune_checkpoints(tmp_path, 1)
+    assert latest_checkpoint(tmp_path) == checkpoint_folder(tmp_path, 100)
+    gone = before - {path.name for path in tmp_path.iterdir()}
+    assert checkpoint_folder(tmp_path, 20).name in gone
 
 
 def test_a_damaged_checkpoint_is_named(policy: Policy, tmp_path: Path) -> None:
