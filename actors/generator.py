@@ -1,9 +1,8 @@
 """The generator actor: a vLLM engine that plays episodes without ever waiting for the learner.
 
-A thin Ray shell around `rollout.vllm_engine` and `rollout.loop`. Invariants: nothing is generated before the current
-policy version is loaded (a restarted actor waits for `load_version`: what it was made with may be outdated); a group
-is returned whole, by value; `health` and `stats` answer from a thread of their own. Made by the supervisor, called by
-the coordinator.
+A thin Ray shell. Invariants: nothing is generated before the current policy version is loaded (a restarted actor waits for
+`load_version`: what it was made with may be outdated); a group is returned whole, by value; `health` and `stats` answer
+from a thread of their own. Made by the supervisor, called by the coordinator.
 """
 
 from __future__ import annotations
@@ -88,8 +87,10 @@ class GeneratorActor(ReceivingActor):
             max_model_len=self._config.policy.max_model_len,
         )  # fmt: skip
         scored = [score(episode, self._config.reward) for episode in episodes]
-        load_now, seconds = self._engine.load(), loop.time() - begin
-        return Group(group_id, scored, version_admitted=version_admitted, seconds=seconds, engine_load=load_now)
+        return Group(
+            id=group_id, episodes=scored, version_admitted=version_admitted, seconds=loop.time() - begin,
+            engine_load=self._engine.load(),
+        )  # fmt: skip
 
     async def run_episodes(self, tasks: Sequence[Task], with_tools: bool, temperature: float) -> list[Episode]:
         """One scored episode of each task, in order, `evaluation.concurrency` at a time. 0 is greedy."""

@@ -27,6 +27,9 @@ from medvista_ray.weights.object_store import Relay
 Handle = Any
 """A Ray actor handle: its methods exist at run time only."""
 
+_relays: list[Handle] = []
+"""This process's handle of its node's relay, at most one: Ray ends an actor whose maker holds no handle any more."""
+
 
 @ray.remote(num_cpus=0)  # pyright: ignore[reportUntypedClassDecorator]
 class RelayActor:
@@ -63,6 +66,7 @@ async def landed(manifest: Manifest) -> Manifest:
         return Manifest.from_json(await _relay().land.remote(manifest.to_json(), stored))
     # The learner or the relay is gone (the next attempt makes a new relay), a bucket was lost, or memory is short.
     except (RayError, ValueError) as error:
+        _relays.clear()
         cause = getattr(error, "cause", None) or error
         raise WeightUpdateError(f"version {manifest.version} did not reach this node: {cause}") from error
 
@@ -114,8 +118,12 @@ class ReceivingActor:
 
 def _relay() -> Handle:
     """This node's; made by the first generator that needs it, gone with that one's process."""
+    if _relays:
+        return _relays[0]
     node = ray.get_runtime_context().get_node_id()
     actor: Handle = RelayActor
-    return actor.options(
+    made = actor.options(
         name=names.relay(node), get_if_exists=True, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
     ).remote()
+    _relays.append(made)
+    return made
