@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayActorError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors import names
@@ -66,7 +66,8 @@ async def landed(manifest: Manifest) -> Manifest:
         return Manifest.from_json(await _relay().land.remote(manifest.to_json(), stored))
     # The learner or the relay is gone (the next attempt makes a new relay), a bucket was lost, or memory is short.
     except (RayError, ValueError) as error:
-        _relays.clear()
+        if isinstance(error, RayActorError):
+            _relays.clear()
         cause = getattr(error, "cause", None) or error
         raise WeightUpdateError(f"version {manifest.version} did not reach this node: {cause}") from error
 
