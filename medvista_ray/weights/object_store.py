@@ -87,7 +87,7 @@ class Relay:
             pieces = _exactly(manifest, itertools.chain.from_iterable(fetch()))
             segment = self._pool.write(manifest.num_bytes, pieces)
             self._landed = manifest.model_copy(update={"path": segment.path})
-        return self._landed
+        return manifest.model_copy(update={"path": self._landed.path})
 
     def close(self) -> None:
         """Let go of all segments."""
