@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+DEATH_POLL_S = 0.5
+"""How often a load looks whether the engine's process still lives."""
 INTERRUPTED = "abort"
 """vLLM's finish reason of a request that an update cut short."""
 
@@ -132,8 +134,20 @@ class VllmEngine:
         """Serve `manifest`'s weights from here on; running requests go on with them. Without a segment of this node,
         `send` has the learner send them.
 
-        Raises WeightUpdateError if they cannot be loaded; the version before then keeps serving.
+        Raises WeightUpdateError if they cannot be loaded; the version before then keeps serving. Raises MedVistaError if the
+        engine's process is dead or dies meanwhile.
         """
+        loading = asyncio.ensure_future(self._load_version(manifest, send))
+        try:
+            # vLLM's control calls wait for ever for the answer of a process that died.
+            while not (await asyncio.wait([loading], timeout=DEATH_POLL_S))[0]:
+                if not self.healthy:
+                    raise MedVistaError(f"the engine's process died before it had loaded version {manifest.version}")
+            return loading.result()
+        finally:
+            loading.cancel()
+
+    async def _load_version(self, manifest: Manifest, send: Send | None) -> UpdateTimes:
         async with self._update:
             held = await asyncio.to_thread(Held, manifest) if manifest.path or send is None else None
             begin = time.perf_counter()

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from medvista_ray.config import TrainConfig
+from medvista_ray.errors import MedVistaError
 from medvista_ray.models.policy import load_policy
 from medvista_ray.tools.client import LocalToolClient
 from medvista_ray.types import AnswerKind, EpisodeStatus, Group, MedImage, Split, Task
@@ -132,6 +133,17 @@ def test_evaluation_is_greedy_in_order_and_repeats_itself(lab: Lab) -> None:
     first, second = ray.get([lab.actor.run_episodes.remote(tasks, False, 0.0) for _ in range(2)], timeout=240)
     assert [e.task.id for e in first] == [t.id for t in tasks]
     assert [e.token_ids.tolist() for e in first] == [e.token_ids.tolist() for e in second]
+
+
+def test_a_load_into_an_engine_that_died_fails_soon(lab: Lab) -> None:
+    import ray
+
+    pid = ray.get(lab.actor.pid.remote(), timeout=20)
+    (engine,) = [child for child in psutil.Process(pid).children(recursive=True) if "EngineCore" in " ".join(child.cmdline())]
+    engine.kill()
+    with pytest.raises(MedVistaError, match="died before it had loaded version 3"):
+        ray.get(lab.actor.load_version.remote(lab.publish(3).to_json()), timeout=60)
+    assert not ray.get(lab.actor.health.remote(), timeout=20)
 
 
 def test_a_killed_generator_takes_its_engine_along_and_serves_only_what_it_is_told_to_load(lab: Lab) -> None:
