@@ -56,8 +56,8 @@ class Supervisor:
         wanted = self._config.generator
         for index in range(wanted.num_generators):
             name = names.generator(index)
-            options = {"name": name, "num_cpus": wanted.num_cpus, "num_gpus": wanted.num_gpus, "max_restarts": -1}
-            options["label_selector"] = wanted.node_labels
+            options: dict[str, Any] = {"name": name, "label_selector": wanted.node_labels, "max_restarts": -1}
+            options |= {"num_cpus": wanted.num_cpus, "num_gpus": wanted.num_gpus}
             self.generators[name] = actor.options(**options).remote(index, self._config, model_folder, make_client)
         return self.generators
 

@@ -41,7 +41,7 @@ class PolicyConfig(Section):
     lora_rank: Count = 0
     """Train low-rank adapters of this rank in place of the text model's weights (needs the extra "lora"); 0 trains the weights.
     Engines and saved policies get them merged."""
-    lora_alpha: Annotated[float, Field(gt=0)] = 32.0
+    lora_alpha: Positive = 32
     """Adapters count alpha / rank times."""
 
 

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from medvista_ray.errors import RunFolderError
@@ -35,7 +36,7 @@ def save_sharded(folder: Path, policy: Policy, trainer: GrpoTrainer, extra: dict
             shutil.rmtree(path, ignore_errors=True)
         fresh.mkdir(parents=True)
     dist.barrier()
-    dcp.save(_shards(policy, trainer), checkpoint_id=fresh / SHARDS)
+    state_dict_saver.save(_shards(policy, trainer), checkpoint_id=fresh / SHARDS)
     torch.save(random_state(), fresh / f"random-{process_rank()}.pt")
     export_policy(fresh, policy)
     dist.barrier()
@@ -56,13 +57,13 @@ def load_sharded(folder: Path, policy: Policy, trainer: GrpoTrainer) -> dict[str
     """
     try:
         shards = _shards(policy, trainer)
-        dcp.load(shards, checkpoint_id=folder / SHARDS)
+        state_dict_loader.load(shards, checkpoint_id=folder / SHARDS)
         set_state_dict(policy.model, trainer.optimizer, model_state_dict=shards["model"], optim_state_dict=shards["optimizer"])
         state = json.loads((folder / EXTRA_FILE).read_text())
         trainer.num_updates = int(state[COUNTER])
         own = folder / f"random-{process_rank()}.pt"
         set_random_state(torch.load(own if own.exists() else folder / "random-0.pt", weights_only=True))
-    except (OSError, ValueError, KeyError, RuntimeError, pickle.UnpicklingError, dcp.api.CheckpointException) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, pickle.UnpicklingError, CheckpointException) as error:
         raise RunFolderError(f"checkpoint {str(folder)!r} cannot be resumed: {error}") from error
     return state["extra"]
 

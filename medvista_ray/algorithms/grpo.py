@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 
@@ -98,8 +99,13 @@ def grpo_loss(
 
 def merge_sums(parts: Sequence[TokenSums]) -> TokenSums:
     """The sums over all micro-batches."""
-    merge = {"ratio_min": min, "ratio_max": max, "histogram": lambda rows: tuple(map(sum, zip(*rows, strict=True)))}
-    return TokenSums(**{f.name: merge.get(f.name, sum)(getattr(p, f.name) for p in parts) for f in fields(TokenSums)})
+    merge: dict[str, Any] = {
+        "ratio_min": min,
+        "ratio_max": max,
+        "histogram": lambda rows: tuple(map(sum, zip(*rows, strict=True))),
+    }
+    merged: dict[str, Any] = {f.name: merge.get(f.name, sum)(getattr(p, f.name) for p in parts) for f in fields(TokenSums)}
+    return TokenSums(**merged)
 
 
 def _sums(

@@ -44,7 +44,7 @@ def require_cuda(transport: str) -> None:
 
 def tensor_checksum(tensor: torch.Tensor) -> str:
     """CRC-32 of a tensor's bytes, 8 hex digits. They come to the host for it: for finding faults, not for every day."""
-    return f"{zlib.crc32(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()):08x}"
+    return f"{zlib.crc32(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data):08x}"
 
 
 class DevicePublisher:

@@ -44,7 +44,7 @@ class ObjectStorePublisher:
         for bucket in buckets(layout.pieces(), self._config.bucket_bytes):
             if self._config.checksum:
                 for piece in bucket:
-                    checksums.add(memoryview(piece))
+                    checksums.add(piece.data)
             stored.append(self._put(bucket))
         self._stored.pop(version, None)
         self._stored[version] = stored

@@ -32,7 +32,7 @@ class SharedMemoryPublisher:
         checksums = BucketChecksums(self._config.bucket_bytes)
 
         def observe(piece: Bytes) -> None:
-            checksums.add(memoryview(piece))
+            checksums.add(piece.data)
 
         segment = self._pool.write(layout.num_bytes, layout.pieces(), observe if self._config.checksum else _ignore)
         return Manifest(
