@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import uuid
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -47,7 +48,7 @@ def tensor_checksum(tensor: torch.Tensor) -> str:
     return f"{zlib.crc32(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data):08x}"
 
 
-class DevicePublisher:
+class DevicePublisher(ABC):
     """What the two have in common: the copy aside, and a transfer per engine."""
 
     transport = ""
@@ -103,9 +104,9 @@ class DevicePublisher:
         self._senders.clear()
         self._newest = None
 
+    @abstractmethod
     def init_info(self, buffer_bytes: int) -> TrainerInitInfo:
         """What vLLM's trainer side is set up with."""
-        raise NotImplementedError
 
     def _connect(self, source: Any, tensors: Tensors, client: Any) -> Any:
         from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory

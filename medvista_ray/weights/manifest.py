@@ -76,7 +76,7 @@ class Held:
         try:
             self._lock()
             self._check()
-        except BaseException:
+        except BaseException:  # no fault boundary: whatever it was goes on, and the descriptor does not stay open
             self.close()
             raise
 

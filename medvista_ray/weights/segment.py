@@ -142,13 +142,14 @@ class Segment:
         """The inverse of a successful `claim`."""
         fcntl.flock(self._fd, fcntl.LOCK_UN)
 
-    def write(self, pieces: Iterable[Bytes], observe: Callable[[Bytes], None]) -> None:
-        """Copy the pieces one behind the other; `observe` sees each where it lies now."""
+    def write(self, pieces: Iterable[Bytes], observe: Callable[[Bytes], None] | None = None) -> None:
+        """Copy the pieces one behind the other; `observe`, if given, sees each where it lies now."""
         end = 0
         for piece in pieces:
             begin, end = end, end + len(piece)
             self._bytes[begin:end] = piece
-            observe(self._bytes[begin:end])
+            if observe:
+                observe(self._bytes[begin:end])
 
     def close(self) -> None:
         """Let go of it; whoever holds it still reads it."""
@@ -164,12 +165,12 @@ class SegmentPool:
         self._segments: list[Segment] = []
         """From the oldest to the newest."""
 
-    def write(self, num_bytes: int, pieces: Iterable[Bytes], observe: Callable[[Bytes], None] = lambda _: None) -> Segment:
+    def write(self, num_bytes: int, pieces: Iterable[Bytes], observe: Callable[[Bytes], None] | None = None) -> Segment:
         """A segment that holds the pieces. Raises WeightUpdateError if there is no memory for it."""
         segment = self._take(num_bytes) or Segment(self._name, num_bytes)
         try:
             segment.write(pieces, observe)
-        except BaseException:
+        except BaseException:  # no fault boundary: whatever it was goes on, and the memory does not stay behind
             segment.close()
             raise
         segment.release()

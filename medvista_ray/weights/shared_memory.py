@@ -34,7 +34,7 @@ class SharedMemoryPublisher:
         def observe(piece: Bytes) -> None:
             checksums.add(piece.data)
 
-        segment = self._pool.write(layout.num_bytes, layout.pieces(), observe if self._config.checksum else _ignore)
+        segment = self._pool.write(layout.num_bytes, layout.pieces(), observe if self._config.checksum else None)
         return Manifest(
             version=version,
             path=segment.path,
@@ -48,7 +48,3 @@ class SharedMemoryPublisher:
     def close(self) -> None:
         """Let go of all versions. An engine that holds one keeps its memory until it lets go."""
         self._pool.close()
-
-
-def _ignore(_: Bytes) -> None:
-    pass

@@ -122,8 +122,10 @@ def test_wide_pictures_keep_their_proportions(tool: SegmentMedical) -> None:
 
 
 def test_the_probe_runs_without_the_encoder(tool: SegmentMedical, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tool.network, "encode", lambda *_: pytest.fail("the encoder ran"))
+    encoded: list[object] = []
+    monkeypatch.setattr(tool.network, "encode", lambda *arguments: encoded.append(arguments))
     tool.probe()
+    assert encoded == []
 
 
 def test_weights_that_are_not_there_are_told_of(tmp_path: Path) -> None:
