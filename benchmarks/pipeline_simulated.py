@@ -16,7 +16,7 @@ from benchmarks.latency import LogNormal
 from medvista_ray.config import TrainConfig
 from medvista_ray.flow.loop import LoopSettings, TrainingLoop
 from medvista_ray.flow.recorder import MetricsRecorder
-from medvista_ray.types import Group, Task
+from medvista_ray.types import Episode, Group, Task
 from tests.scripted_flow import make_episode, make_tasks, simulate
 
 TURN_TOKENS = 25.0
@@ -70,22 +70,15 @@ class SharedEngine:
         self._plan()
 
 
-class SimulatedGenerator:
-    """Episodes of two turns on a SharedEngine; tags tokens with the versions that were loaded."""
+class TwoTurns:
+    """Episodes of two turns with a tool call in between, on a SharedEngine; tags tokens with the versions that were loaded."""
 
-    def __init__(self, name: str, seed: int, filtered_share: float) -> None:
-        self.name = name
+    def __init__(self, seed: int, filtered_share: float) -> None:
         self.engine = SharedEngine()
         self._random = random.Random(seed)
         self._filtered_share = filtered_share
         self._latency = LogNormal()
         self._version = -1
-
-    async def ready(self) -> None:
-        """At once."""
-
-    async def restart(self) -> None:
-        """It never breaks."""
 
     async def load_version(self, manifest: str) -> dict[str, float]:
         """As quick as the real one."""
@@ -97,17 +90,35 @@ class SimulatedGenerator:
         """The group's episodes at the same time."""
         equal = self._random.random() < self._filtered_share
         rewards = [1.0 if equal else float(i % 2) for i in range(group_size)]
-        episodes = await asyncio.gather(*(self._episode(task, reward) for reward in rewards))
+        episodes = await asyncio.gather(*(self._play(task, reward) for reward in rewards))
         return Group(id=group_id, episodes=list(episodes), version_admitted=-1)
 
-    async def _episode(self, task: Task, reward: float) -> Any:
+    async def _play(self, task: Task, reward: float) -> Episode:
         first = self._version
         await self.engine.sample(TURN_TOKENS)
         await asyncio.sleep(self._latency.draw(self._random))
         second = self._version
         await self.engine.sample(TURN_TOKENS)
+        return self.episode(task, first, second, reward)
+
+    def episode(self, task: Task, first: int, second: int, reward: float) -> Episode:
+        """Whose turns were begun at those versions."""
         half = int(TURN_TOKENS)
         return make_episode(task, [first] * half + [second] * half, reward)
+
+
+class SimulatedGenerator(TwoTurns):
+    """As the loop sees a generator (`flow.protocols`); one that never breaks."""
+
+    def __init__(self, name: str, seed: int, filtered_share: float) -> None:
+        super().__init__(seed, filtered_share)
+        self.name = name
+
+    async def ready(self) -> None:
+        """At once: there is nothing to start."""
+
+    async def restart(self) -> None:
+        """Never asked for: no call of it fails."""
 
 
 class SimulatedLearner:
@@ -128,7 +139,7 @@ class SimulatedLearner:
         return json.dumps({"version": version})
 
     async def save(self, path: str, extra: dict[str, Any]) -> None:
-        """Nothing is kept."""
+        """A simulated run is never resumed, so nothing is kept."""
 
 
 def simulate_run(config: TrainConfig, num_steps: int, train_s: float, filtered_share: float) -> tuple[Marks, dict[str, Any]]:

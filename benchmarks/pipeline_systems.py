@@ -7,7 +7,6 @@ same weights under a new version. Called by `benchmarks.pipeline`.
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 import tempfile
 import time
@@ -19,10 +18,10 @@ import numpy as np
 import ray
 
 from benchmarks.latency import LatentTools, LogNormal
-from benchmarks.pipeline_simulated import SharedEngine
+from benchmarks.pipeline_simulated import TwoTurns
 from benchmarks.scripted_actors import CountingLearner, make_episode, make_tasks
 from medvista_ray.config import TrainConfig
-from medvista_ray.types import Group, Split, Task
+from medvista_ray.types import Episode, Group, Split, Task
 
 READY_S = 600.0
 
@@ -114,46 +113,20 @@ def latent_tools(names: Sequence[str]) -> LatentTools:
 
 
 @ray.remote(num_cpus=0, max_concurrency=10_000)
-class TimedGenerator:
-    """Episodes of two turns with a tool call in between, on a SharedEngine."""
-
-    TURN_TOKENS = 25.0
-
-    def __init__(self, index: int, filtered_share: float) -> None:
-        self._random = random.Random(index)
-        self._filtered_share = filtered_share
-        self._latency = LogNormal()
-        self._engine = SharedEngine()
-        self._version = -1
+class TimedGenerator(TwoTurns):
+    """As a generator actor."""
 
     async def ready(self) -> int:
         """The version that serves."""
         return self._version
 
-    async def load_version(self, manifest: str) -> dict[str, float]:
-        """As quick as the real one."""
-        await asyncio.sleep(0.04)
-        self._version = json.loads(manifest)["version"]
-        return {"pause_s": 0.04, "update_s": 0.02}
-
-    async def run_group(self, group_id: int, task: Task, group_size: int) -> Group:
-        """The group's episodes at the same time."""
-        equal = self._random.random() < self._filtered_share
-        rewards = [1.0 if equal else float(i % 2) for i in range(group_size)]
-        episodes = await asyncio.gather(*(self._episode(task, i, reward) for i, reward in enumerate(rewards)))
-        return Group(id=group_id, episodes=list(episodes), version_admitted=-1)
-
     async def stats(self) -> dict[str, Any]:
         """Seconds with a sequence in the engine."""
-        return {"busy_s": self._engine.busy_s}
+        return {"busy_s": self.engine.busy_s}
 
-    async def _episode(self, task: Task, number: int, reward: float) -> Any:
-        first = self._version
-        await self._engine.sample(self.TURN_TOKENS)
-        await asyncio.sleep(self._latency.draw(self._random))
-        await self._engine.sample(self.TURN_TOKENS)
-        picture = np.zeros((112, 112, 3), np.uint8)
-        return make_episode(task, [picture], first, self._version, reward)
+    def episode(self, task: Task, first: int, second: int, reward: float) -> Episode:
+        """With a picture, as it crosses Ray."""
+        return make_episode(task, [np.zeros((112, 112, 3), np.uint8)], first, second, reward)
 
 
 @ray.remote(num_cpus=0)

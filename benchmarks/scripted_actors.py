@@ -126,7 +126,7 @@ class CountingLearner:
         self._seen: set[int] = set()
 
     def ready(self) -> None:
-        """At once."""
+        """Answers when the process is there."""
 
     def train(self, groups: list[Group]) -> dict[str, float]:
         """Raises if a group comes twice."""
@@ -141,7 +141,7 @@ class CountingLearner:
         return json.dumps({"version": version})
 
     def save(self, path: str, extra: dict[str, Any]) -> None:
-        """Nothing is kept."""
+        """A benchmark's run is never resumed, so nothing is kept."""
 
     def num_trained(self) -> int:
         """Different groups so far."""

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 
 from medvista_ray.config import TrainConfig
 from medvista_ray.models.adapters import add_adapters, has_adapters, merged_weights
@@ -18,6 +16,7 @@ from tests.unit.tiny_policies import random_group, save_random_policy
 from trainers.checkpoint import load_checkpoint, save_checkpoint
 from trainers.grpo import GrpoTrainer
 
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 pytest.importorskip("peft")
 CONFIG = TrainConfig.model_validate(
     {
@@ -26,13 +25,6 @@ CONFIG = TrainConfig.model_validate(
         "grpo": {"learning_rate": 1e-1, "warmup_steps": 0},
     }
 )
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate() -> Iterator[None]:
-    AcceleratorState._reset_state(True)
-    yield
-    AcceleratorState._reset_state(True)
 
 
 @pytest.fixture(scope="module")

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 
 from medvista_ray.config import LearnerConfig, SftConfig, TrainConfig
 from medvista_ray.errors import InvariantError, RunFolderError
@@ -29,15 +27,8 @@ from trainers.grpo import GrpoTrainer
 from trainers.optim import make_optimizer, warmup_constant, warmup_cosine, warmup_linear
 from trainers.sft import run_sft
 
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 EXACT = LearnerConfig(bf16=False)
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate() -> Iterator[None]:
-    """accelerate keeps one precision per process; tests use two."""
-    AcceleratorState._reset_state(True)
-    yield
-    AcceleratorState._reset_state(True)
 
 
 @pytest.fixture(scope="module")

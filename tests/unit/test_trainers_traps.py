@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 
 from medvista_ray.config import TrainConfig
 from medvista_ray.errors import InvariantError
@@ -20,14 +18,8 @@ from medvista_ray.types import Episode, EpisodeStatus, Group
 from tests.unit.tiny_policies import picture, random_episode, random_group, save_random_policy, task
 from trainers.grpo import GrpoTrainer
 
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 BANNED = (0, 1)
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate() -> Iterator[None]:
-    AcceleratorState._reset_state(True)
-    yield
-    AcceleratorState._reset_state(True)
 
 
 @pytest.fixture(scope="module")
