@@ -92,7 +92,7 @@ def make_episode(task: Task, images: list[Any], first: int, last: int, reward: f
     versions[-NUM_SAMPLED // 2 :] = last
     arguments = {"bbox": [516, 324, 638, 381]}
     call = json.dumps({"name": "measure", "arguments": arguments})
-    measured = "long axis 15 mm, short axis 7.0 mm, width 15 mm, height 7.0 mm, area 1.0 cm2, mean -134 HU"
+    measured = "width 15 mm, height 7.0 mm, area 1.0 cm2, mean -134 HU"
     return Episode(
         task=task,
         status=EpisodeStatus.ANSWERED,

@@ -1,14 +1,15 @@
 """`measure`: size, area, mean intensity and place of a box or a mask.
 
 Lengths are mm and areas cm2 (mm2 below 0.1 cm2) where the picture has a pixel spacing, px and px2 where not. The long
-axis of a mask is its largest extent (RECIST's longest diameter), the short axis its width perpendicular to that.
+axis of a mask is its largest extent (RECIST's longest diameter), the short axis its width perpendicular to that. A box
+is told without axes: they are its width and height over again, in an order that readers mistake.
 `data` holds the exact values; the text rounds to integers from 10 up and to one decimal below.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +49,7 @@ class MeasureArgs(ToolArgs):
 class Measurement:
     """Exact figures of one region. Lengths in `length_unit`, area in its square, intensities in `unit`."""
 
+    shape: Literal["box", "mask"]
     length_unit: str
     unit: str
     long_axis: float
@@ -95,10 +97,10 @@ class Measure(Tool):
 def describe(region: Measurement) -> str:
     """The figures in words."""
     unit = region.length_unit
-    lengths = (
-        f"long axis {_number(region.long_axis)} {unit}, short axis {_number(region.short_axis)} {unit}, "
-        f"width {_number(region.width)} {unit}, height {_number(region.height)} {unit}"
-    )
+    lengths = f"width {_number(region.width)} {unit}, height {_number(region.height)} {unit}"
+    if region.shape == "mask":
+        axes = f"long axis {_number(region.long_axis)} {unit}, short axis {_number(region.short_axis)} {unit}"
+        lengths = f"{axes}, {lengths}"
     return f"{lengths}, area {_area(region)}, mean {_number(region.mean)} {region.unit}, center {list(region.center)}"
 
 
@@ -141,6 +143,7 @@ def measure_box(image: MedImage, box: Box) -> Measurement:
     width, height = (x1 - x0) / 1000 * image.size[1] * step_x, (y1 - y0) / 1000 * image.size[0] * step_y
     return _measurement(
         image,
+        "box",
         values=image.pixels[window.y0 : window.y1, window.x0 : window.x1],
         length_unit=length_unit,
         axes=Extent(max(width, height), min(width, height)),
@@ -160,6 +163,7 @@ def measure_mask(image: MedImage, mask: Mask) -> Measurement:
     height, width = image.size
     return _measurement(
         image,
+        "mask",
         values=image.pixels[mask.pixels],
         length_unit=length_unit,
         axes=extent(outline(mask.pixels) * np.array([step_y, step_x])),
@@ -171,6 +175,7 @@ def measure_mask(image: MedImage, mask: Mask) -> Measurement:
 
 def _measurement(
     image: MedImage,
+    shape: Literal["box", "mask"],
     *,
     values: NDArray[Any],
     length_unit: str,
@@ -182,6 +187,7 @@ def _measurement(
     """Adds the intensities: of a colour picture, the mean over its channels."""
     grey = values.astype(np.float64).mean(axis=-1) if image.pixels.ndim == 3 else values.astype(np.float64)
     return Measurement(
+        shape=shape,
         length_unit=length_unit,
         unit=image.unit,
         long_axis=axes.long_axis,
