@@ -7,7 +7,6 @@ happens, actors, replicas and published weights are cleaned up. Composed by `med
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -138,7 +137,10 @@ class TrainingJob:
         await self._arms.evaluate("rl", with_tools=True)
         status = await asyncio.to_thread(serve.status)
         self._folder.state["applications"] = {name: str(app.status) for name, app in status.applications.items()}
-        self._folder.state["engines"] = engine_processes(os.getpid(), self._run_id)
+        answers = [actor.stats.remote() for actor in self._supervisor.generators.values()]
+        stats = await asyncio.gather(*answers, return_exceptions=True)
+        # One that died just now has no process to name.
+        self._folder.state["engines"] = engine_processes(of for of in stats if not isinstance(of, BaseException))
 
     def _clean_up(self) -> None:
         self._supervisor.shutdown()

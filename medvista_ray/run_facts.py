@@ -5,16 +5,11 @@ Invariant: sums go on over a resume; group counts come from the ledger, which is
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import psutil
-
-from medvista_ray.reports.memory import PeakMemory, run_processes
+from medvista_ray.reports.memory import PeakMemory
 from medvista_ray.reports.summary import IdleFractions, RunFacts, SourceCredit, package_versions
-
-ENGINE_MARK = "VLLM"
-"""vLLM names its processes VLLM::EngineCore, VLLM::Worker, ..."""
 
 
 def add_loop_status(state: dict[str, Any], status: Mapping[str, Any]) -> None:
@@ -54,14 +49,6 @@ def run_facts(
     )
 
 
-def engine_processes(root_pid: int, run_id: str) -> list[str]:
-    """The engines' processes of a run, in words."""
-    found: list[str] = []
-    for process in run_processes(root_pid, run_id):
-        try:
-            title = " ".join(process.cmdline()) or process.name()
-        except psutil.Error:  # it ended meanwhile
-            continue
-        if ENGINE_MARK in title:
-            found.append(f"{title[:60].strip()}, pid {process.pid}")
-    return sorted(found)
+def engine_processes(stats: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The engines' processes in words, of the generators' `stats`."""
+    return sorted(f"{of['name']}: engine core, pid {pid}" for of in stats for pid in of["pids"])

@@ -81,6 +81,8 @@ class EngineStats:
     """Time with a request in flight."""
     up_s: float
     """Time since the engine was ready."""
+    pids: tuple[int, ...] = ()
+    """Of the engine's own processes, on this node."""
 
 
 class VllmEngine:
@@ -184,6 +186,7 @@ class VllmEngine:
             num_updates=counts["updates"],
             busy_s=self._clock.busy_s(),
             up_s=self._clock.up_s(),
+            pids=_processes(self._engine),
         )
 
     def load(self) -> EngineLoad | None:
@@ -383,6 +386,11 @@ class _BusyClock:
 
     def up_s(self) -> float:
         return time.perf_counter() - self._started if self._started is not None else 0.0
+
+
+def _processes(engine: AsyncLLM | None) -> tuple[int, ...]:
+    resources: Any = getattr(engine.engine_core, "resources", None) if engine else None
+    return tuple(process.pid for process in getattr(resources, "engine_manager", None).processes) if resources else ()
 
 
 def _logprobs(output: CompletionOutput) -> NDArray[np.float32]:

@@ -7,7 +7,6 @@ promises, and the books balance at every step.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import os
@@ -21,6 +20,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -30,8 +30,8 @@ pytestmark = [pytest.mark.e2e, pytest.mark.vllm, pytest.mark.assets]
 RAY = str(Path(sys.executable).with_name("ray"))
 START_S, RUN_S = 90.0, 600.0
 STEPS = 5
-VICTIMS = ("VLLM::EngineCore", ":measure")
-"""Titles of the processes that are killed after the first step: the engine, and a tool's only replica."""
+REPLICA = ":measure"
+"""End of the class name of the tool replica that is killed after the first step, together with an engine."""
 SETTINGS = (
     f"grpo.num_steps={STEPS}",
     "bench.num_test=16",
@@ -106,21 +106,24 @@ def run(head: Head, root: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     job = _submit(head, root, run)
     _wait("the first step", RUN_S, lambda: _steps(run) or _status(head, job) not in ("PENDING", "RUNNING"))
     assert _steps(run), _client(head, "logs", job).stdout[-4000:]
-    for title in VICTIMS:
-        _kill_one(head, title)
+    _kill_engine_and_replica(head)
     _wait("the job's end", RUN_S, lambda: _status(head, job) in ("SUCCEEDED", "FAILED", "STOPPED"))
     assert _status(head, job) == "SUCCEEDED", _client(head, "logs", job).stdout[-4000:]
     return run
 
 
-def _kill_one(head: Head, title: str) -> None:
-    """SIGKILL the first process of this head's that is called so."""
-    for child in psutil.Process(head.process.pid).children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if title in " ".join(child.cmdline()):
-                child.kill()
-                return
-    raise AssertionError(f"no process {title!r} to kill")
+def _kill_engine_and_replica(head: Head) -> None:
+    """SIGKILL the generator's engine, which is its largest child, and a tool's only replica."""
+    pids = {actor["class_name"]: actor["pid"] for actor in _actors(head) if actor["state"] == "ALIVE"}
+    (replica,) = [pid for name, pid in pids.items() if name.endswith(REPLICA)]
+    max(psutil.Process(pids["GeneratorActor"]).children(), key=lambda child: child.memory_info().rss).kill()
+    psutil.Process(replica).kill()
+
+
+def _actors(head: Head) -> list[dict[str, Any]]:
+    command = [RAY, "list", "actors", "--address", head.dashboard, "--format=json", "--limit=1000"]
+    listed = subprocess.run(command, env=head.environment, capture_output=True, text=True, timeout=120, check=True)
+    return json.loads(listed.stdout)
 
 
 def _submit(head: Head, root: Path, run: Path) -> str:

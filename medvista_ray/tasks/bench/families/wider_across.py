@@ -25,7 +25,8 @@ QUESTIONS = (
     "Box A is {a} of image 0, box B is {b} of image 1. Which one is wider in millimetres, A or B?",
 )
 RANGE_MM = (12.0, 110.0)
-RATIO = (1.2, 2.2)
+RATIO = (1.15, 1.5)
+"""Of the widths: close enough that the scale of the pictures, which a look at them tells, gives little away."""
 SHARES = (110.0, 800.0)
 """Width of a box, 0..1000."""
 MIN_SIDE_PX = 32
