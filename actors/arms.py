@@ -57,7 +57,8 @@ class Arms:
                 progress=self._progress.advance,
             )
             specs = load_tools(self._config.tools.names) if with_tools else ()
-            provenance = Provenance.of(specs, self._config.rollout.max_calls)
+            rollout = self._config.rollout
+            provenance = Provenance.of(specs, rollout.max_calls, rollout.tool_prompt)
             log = TrajectoryLog(self._folder.path / EPISODES_NAME, provenance=provenance)
             for episode in episodes:
                 log.append(episode, arm=arm, step=None)

@@ -47,7 +47,7 @@ class CoordinatorActor:
         `resume`: the extra state of the checkpoint that the learner has loaded; its version then counts."""
         logging.basicConfig(level=logging.INFO)
         folder = Path(run_dir)
-        provenance = Provenance.of(load_tools(config.tools.names), config.rollout.max_calls)
+        provenance = Provenance.of(load_tools(config.tools.names), config.rollout.max_calls, config.rollout.tool_prompt)
         self._log = TrajectoryLog(folder / "episodes", provenance=provenance)
         self._loop = TrainingLoop(
             LoopSettings.of(config, folder / "checkpoints", first_version),

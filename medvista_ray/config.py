@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from medvista_ray.errors import ConfigError, did_you_mean
+from medvista_ray.protocol.prompt import PromptStyle
 from medvista_ray.tools.settings import ToolsConfig as ToolsConfig  # part of the configuration; lives with the tools
 from medvista_ray.weights.transport import TRANSPORTS
 
@@ -76,6 +77,9 @@ class RolloutConfig(Section):
     """Tool calls per episode."""
     max_turn_tokens: Positive = 96
     """Sampled tokens per turn."""
+    tool_prompt: PromptStyle = "full"
+    """What the system prompt tells of each tool. "names" saves more than half of it, for a policy that is taught the tools
+    by its cold start or cannot read descriptions."""
     temperature: Annotated[float, Field(gt=0.0, le=2.0)] = 1.0
     """Sampling temperature in training; evaluation has its own."""
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from medvista_ray.protocol import system_prompt
+from medvista_ray.protocol.prompt import PromptStyle
 from medvista_ray.tools.base import Tool
 
 _NUM_DIGITS = 12
@@ -29,9 +30,10 @@ class Provenance:
     """Of the system prompt; "" if unknown."""
 
     @classmethod
-    def of(cls, specs: Sequence[type[Tool]], max_calls: int) -> Provenance:
-        """For these tools and this budget of calls."""
-        return cls({spec.name: tool_version(spec) for spec in specs}, _short(system_prompt(specs, max_calls).encode()))
+    def of(cls, specs: Sequence[type[Tool]], max_calls: int, style: PromptStyle = "full") -> Provenance:
+        """For these tools, this budget of calls and this style of prompt."""
+        prompt = system_prompt(specs, max_calls, style)
+        return cls({spec.name: tool_version(spec) for spec in specs}, _short(prompt.encode()))
 
 
 def tool_version(spec: type[Tool]) -> str:

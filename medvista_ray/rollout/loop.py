@@ -53,7 +53,7 @@ async def run_episode(
     turns: list[Turn] = []
     answer: str | None = None
     status = EpisodeStatus.TRUNCATED
-    transcript.begin(system_prompt(specs, config.max_calls), await env.reset(task))
+    transcript.begin(system_prompt(specs, config.max_calls, config.tool_prompt), await env.reset(task))
     if max_model_len is not None and _room(transcript, config, max_model_len) < MIN_TURN_TOKENS:
         length = transcript.expected_length
         raise ConfigError(f"policy.max_model_len = {max_model_len}: task {task.id!r} starts with about {length}")

@@ -155,6 +155,12 @@ class Tool(ABC):
         keys = (_render(key, spec, key in required) for key, spec in schema.get("properties", {}).items())
         return f"{cls.name}({', '.join(keys)}): {cls.description}"
 
+    @classmethod
+    def names(cls) -> str:
+        """The same by names alone: `name(key, key?)`; optional keys have a question mark."""
+        fields = cls.Args.model_fields.items()
+        return f"{cls.name}({', '.join(key if field.is_required() else f'{key}?' for key, field in fields)})"
+
 
 class ToolClient(Protocol):
     """How an environment calls tools, wherever they run."""

@@ -15,6 +15,7 @@ from medvista_ray.config import ToolsConfig
 from medvista_ray.errors import ToolInfrastructureError
 from medvista_ray.tools.base import ToolContext
 from medvista_ray.tools.client import LocalToolClient
+from medvista_ray.tools.settings import ToolScaling
 from medvista_ray.types import ErrorCode, Mask, MedImage, ToolOutcome
 
 SLEEP = "tests.serve.tool_doubles:SleepTool"
@@ -160,3 +161,32 @@ def test_a_replica_whose_threads_hang_is_unhealthy_until_they_return() -> None:
         await replica.check_health()
 
     asyncio.run(body())
+
+
+def test_a_tool_without_a_replica_gets_one_when_it_is_called(application: str) -> None:
+    from ray import serve
+
+    from serve_apps.deploy import deploy_tools, make_client, shutdown_tools
+
+    scaling = ToolScaling(min_replicas=0, max_replicas=1, upscale_delay_s=0.0)
+    config = CONFIG.model_copy(update={"app_name": "tools-asleep", "scaling": scaling})
+
+    def num_replicas() -> dict[str, int]:
+        applications = serve.status().applications.items()
+        parts = {
+            name: part for app, of in applications if app.startswith("tools-asleep-") for name, part in of.deployments.items()
+        }
+        return {name: sum(part.replica_states.values()) for name, part in parts.items()}
+
+    async def body() -> ToolOutcome:
+        return await make_client(config).call("sleep", {"seconds": 0.0, "item": 7}, context())
+
+    deploy_tools(config)
+    try:
+        assert num_replicas() == {"zoom_in": 0, "measure": 0, "sleep": 0}
+        outcome = asyncio.run(body())
+        assert outcome.result is not None
+        assert outcome.result.data["item"] == 7
+        assert num_replicas() == {"zoom_in": 0, "measure": 0, "sleep": 1}
+    finally:
+        shutdown_tools(config.app_name)

@@ -9,7 +9,7 @@ import pytest
 
 from medvista_ray.protocol import TAGS, ToolCall, parse, render_call, render_turn, system_prompt
 from medvista_ray.protocol.parser import MAX_TURN_CHARACTERS
-from medvista_ray.tools.catalog import load_tools
+from medvista_ray.tools.catalog import TOOLS, load_tools
 from medvista_ray.types import ErrorCode
 
 CALL = render_call("zoom_in", {"image_index": 0, "bbox": [1, 2, 300, 400]})
@@ -136,6 +136,15 @@ def test_the_system_prompt_shows_grammar_budget_and_every_tool_in_a_few_lines() 
     assert "0..1000" in prompt
     assert "At most 6 calls" in prompt
     assert len(prompt.splitlines()) <= 3 + len(specs)
+
+
+def test_by_names_alone_the_tools_take_less_than_half() -> None:
+    specs = load_tools(TOOLS.names())
+    brief, full = system_prompt(specs, 6, "names"), system_prompt(specs, 6)
+    assert len(brief) < len(full) / 2
+    assert "measure(bbox?, mask_index?, image_index?, reference_bbox?, reference_mask_index?)" in brief
+    assert "segment_medical(image_index?, bbox)" in brief
+    assert all(f"\n{spec.name}(" in brief for spec in specs)
 
 
 def test_without_tools_the_system_prompt_speaks_of_none() -> None:

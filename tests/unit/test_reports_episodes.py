@@ -188,6 +188,7 @@ def test_versions_of_tools_prompt_and_tokens_are_on_the_line(tmp_path: Path) -> 
     (record,) = read_episodes(tmp_path)
     assert record.tool_versions == {"zoom_in": tool_version(ZoomIn), "measure": tool_version(Measure)}
     assert record.prompt_version == provenance.prompt_version != Provenance.of((ZoomIn,), 6).prompt_version
+    assert Provenance.of((ZoomIn, Measure), 6, "names").prompt_version != provenance.prompt_version
     assert record.token_versions == ((4, 31), (5, 29))
 
 
