@@ -35,7 +35,7 @@ import torch
 from benchmarks.harness import own_ray
 from medvista_ray.config import WeightsConfig
 from medvista_ray.weights.manifest import Held, Manifest
-from medvista_ray.weights.segment import read_tensors
+from medvista_ray.weights.reading import SegmentReader
 from medvista_ray.weights.transport import TRANSPORTS
 
 TENSOR_BYTES = 16 << 20
@@ -113,10 +113,11 @@ def receive(pipe: Connection, shapes: dict[str, tuple[int, ...]]) -> None:
     """Load every version that comes: what an engine does, with plain tensors in place of a model's layers."""
     torch.set_num_threads(1)
     mine = {name: torch.zeros(shape) for name, shape in shapes.items()}
+    segments = SegmentReader()
     pipe.send("ready")
     while (text := pipe.recv()) is not None:
         held = Held(Manifest.from_json(text))
-        for name, tensor in read_tensors(Path(held.path)):
+        for name, tensor in segments.read(Path(held.path)):
             mine[name].copy_(tensor)
         held.close()
         pipe.send([int(tensor[0]) for tensor in mine.values()])

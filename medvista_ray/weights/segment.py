@@ -14,7 +14,6 @@ import mmap
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,10 +32,11 @@ Bytes = NDArray[np.uint8]
 MAX_SEGMENTS = 3
 """The newest, the one that engines still leave, and the one that is written."""
 _HEADROOM_BYTES = 64 << 20
-_DTYPES = {
+DTYPES = {
     "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16",
     "int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL",
 }  # fmt: skip
+"""Of torch -> of safetensors."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,10 @@ class Layout:
         end = 0
         for name, tensor in named:
             dtype = str(tensor.dtype).removeprefix("torch.")
-            if dtype not in _DTYPES:
+            if dtype not in DTYPES:
                 raise WeightUpdateError(f"{name} has the type {dtype}, which cannot be published")
             begin, end = end, end + tensor.nbytes
-            entries[name] = {"dtype": _DTYPES[dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+            entries[name] = {"dtype": DTYPES[dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
         text = json.dumps(entries).encode()
         text += b" " * (-len(text) % 64)
         return cls(len(text).to_bytes(8, "little") + text, tuple(tensor for _, tensor in named))
@@ -79,19 +79,6 @@ class Layout:
         yield np.frombuffer(self.header, np.uint8)
         for tensor in self.tensors:
             yield tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-
-
-def read_tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """Views of the tensors in a segment or file, or in a model folder's files; nothing is copied.
-
-    Raises what safetensors raises.
-    """
-    from safetensors import safe_open
-
-    for file in sorted(path.glob("*.safetensors")) if path.is_dir() else [path]:
-        with safe_open(file, "pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 - no mapping, it only has keys()
-                yield name, tensors.get_tensor(name)
 
 
 def buckets(pieces: Iterable[Bytes], bucket_bytes: int) -> Iterator[list[Bytes]]:

@@ -27,7 +27,7 @@ from vllm.model_executor.model_loader.reload.layerwise import (
 )
 from vllm.v1.core.sched import output as scheduler_output
 
-from medvista_ray.weights.segment import read_tensors
+from medvista_ray.weights.reading import SegmentReader
 from medvista_ray.weights.vllm_plugin import bind_cores, end_with_parent, register
 
 register()
@@ -75,6 +75,7 @@ class SharedMemoryTransfer(WeightTransferEngine[NoInit, FromFile]):
         `tie_word_embeddings` off and ties the two all the same once it finds them equal.
         """
         self._tied_heads = tied_heads(self.model)
+        self._segments = SegmentReader()
         # Layers without a tensor of their own (frozen ones) are expected, so don't warn of each.
         logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").setLevel(logging.ERROR)
 
@@ -86,7 +87,7 @@ class SharedMemoryTransfer(WeightTransferEngine[NoInit, FromFile]):
     def receive_weights(self, update_info: FromFile) -> None:
         """Load each tensor of the file. Raises what safetensors or the model's loader raises."""
         model: Any = self.model
-        model.load_weights(read_tensors(Path(update_info.path)))
+        model.load_weights(self._segments.read(Path(update_info.path)))
 
     def finish_weight_update(self) -> None:
         """Repack the layers, put back those that got nothing, and give the LM head the new embeddings."""
@@ -95,7 +96,8 @@ class SharedMemoryTransfer(WeightTransferEngine[NoInit, FromFile]):
             retie(head, embedding)
 
     def shutdown(self) -> None:
-        """Holds nothing."""
+        """Let go of the mapped segments."""
+        self._segments.close()
 
 
 def abandon_unfinished_update(model: torch.nn.Module) -> None:

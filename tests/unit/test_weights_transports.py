@@ -21,6 +21,8 @@ from medvista_ray.config import TrainConfig, WeightsConfig, load_config
 from medvista_ray.errors import ConfigError, WeightUpdateError
 from medvista_ray.weights.manifest import Held, Manifest
 from medvista_ray.weights.object_store import ObjectStorePublisher, Relay
+from medvista_ray.weights.reading import SegmentReader
+from medvista_ray.weights.segment import MAX_SEGMENTS
 from medvista_ray.weights.shared_memory import SharedMemoryPublisher
 from medvista_ray.weights.transport import TRANSPORTS
 
@@ -131,6 +133,42 @@ def test_an_outdated_manifest_is_refused_though_its_memory_holds_other_weights_o
         pass
     with pytest.raises(WeightUpdateError, match="later version took its place"):
         outdated.check()
+
+
+def test_a_reader_sees_every_version_through_mappings_that_it_makes_once(stored: Stored) -> None:
+    reader, maps = SegmentReader(), list[set[int]]()
+    for version in range(1, 9):
+        held = Held(stored(tensors(float(version)), version))
+        found = dict(reader.read(Path(held.path)))
+        held.close()
+        assert found.keys() == tensors().keys()
+        assert all(torch.equal(found[name], tensor) for name, tensor in tensors(float(version)).items())
+        assert all(found[name].dtype == tensor.dtype for name, tensor in tensors().items())
+        maps.append(mapped_segments())
+    assert 0 < len(maps[-1]) <= MAX_SEGMENTS
+    assert maps[3] == maps[-1], "a segment was mapped again"
+    found.clear()
+    reader.close()
+    stored.close()
+    assert not mapped_segments(), "mappings stay behind"
+
+
+def test_a_reader_forgets_the_segments_of_a_publisher_that_is_gone() -> None:
+    reader = SegmentReader()
+    for _ in range(MAX_SEGMENTS + 2):  # as many learners that were restarted
+        publisher = Stored("shared_memory")
+        held = Held(publisher(tensors(), 1))
+        assert "large" in dict(reader.read(Path(held.path)))
+        held.close()
+        publisher.close()
+    assert len(mapped_segments()) == MAX_SEGMENTS
+    reader.close()
+
+
+def mapped_segments() -> set[int]:
+    """Addresses at which this process has segments mapped to be read."""
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    return {int(line.split("-")[0], 16) for line in lines if "memfd:medvista-run" in line and " r--s " in line}
 
 
 def test_what_is_held_outlives_its_publisher(stored: Stored) -> None:
