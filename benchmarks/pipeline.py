@@ -20,6 +20,7 @@ import tempfile
 import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
     from benchmarks.pipeline_systems import System
 
 MODES = ("sync", "one_step_off", "async")
-NUM_TAIL = 3
-"""Steps behind the measured ones: in the last ones nothing new is admitted, and the learner has the machine for itself."""
+Marks = list[tuple[dict[str, float], float, float]]
+"""Per step: its record, when it ended, and for how many seconds the engines had been busy then."""
 POLL_S = 0.2
 TIMEOUT_S = 7200.0
 FILTERED = 0.3
@@ -53,7 +54,7 @@ def configuration(args: Namespace, mode: str, seed: int, overrides: Sequence[str
             "policy.train_vision=false",
             "bench.num_train=800",
             "rollout={temperature: 0.8, max_calls: 3}",
-            "sft={num_epochs: 3, batch_size: 16, learning_rate: 1.0e-3}",
+            "sft={num_epochs: 2, batch_size: 8, learning_rate: 1.0e-3}",
             "expert.concurrency=8",
             f"grpo={{groups_per_step: {args.groups}, group_size: 8, learning_rate: 1.0e-4, warmup_steps: 2, adam_eps: 1.0e-6}}",
             f"flow.max_running_groups={(args.eta + 1) * args.groups}",
@@ -64,15 +65,41 @@ def configuration(args: Namespace, mode: str, seed: int, overrides: Sequence[str
     )
 
 
+@dataclass(frozen=True)
+class Window:
+    """Which steps of a run are measured, in all modes alike: those in between the filling of the pipeline, whose first
+    batches are in part made before the clock starts, and its emptying, when nothing new is admitted and the learner has
+    the machine for itself."""
+
+    num_steps: int
+    num_lead: int
+    num_tail: int
+
+    @classmethod
+    def of(cls, args: Namespace) -> Window:
+        """Eta batches are on their way at either end."""
+        return cls(args.num_steps, args.eta + 1, args.eta + 2)
+
+    @property
+    def total(self) -> int:
+        """Steps of the run."""
+        return self.num_lead + self.num_steps + self.num_tail
+
+    def cut(self, marks: Marks) -> Marks:
+        """From the end of the last step before it to the end of its last."""
+        return marks[self.num_lead - 1 : self.num_lead + self.num_steps]
+
+
 class Bench:
     """Runs of one system, one after the other, each under versions of its own."""
 
-    def __init__(self, system: System) -> None:
+    def __init__(self, system: System, window: Window) -> None:
         self._system = system
+        self._window = window
         self._version = 1
 
-    def run(self, config: TrainConfig, num_steps: int) -> dict[str, Any]:
-        """One run from the first weights; its figures over `num_steps` steps after the first."""
+    def run(self, config: TrainConfig) -> dict[str, Any]:
+        """One run from the first weights; its figures over the window."""
         import ray
 
         from actors.coordinator import CoordinatorActor
@@ -83,17 +110,17 @@ class Bench:
         coordinator = actor.remote(
             config, self._system.tasks, self._system.generators, self._system.learner, folder, self._version
         )
-        run = coordinator.run.remote(1 + num_steps + NUM_TAIL)
-        marks: list[tuple[dict[str, float], float, float]] = []
+        run = coordinator.run.remote(self._window.total)
+        marks: Marks = []
         while not ray.wait([run], timeout=POLL_S)[0]:
             marks += self._new_marks(coordinator, len(marks))
         status = ray.get(run, timeout=TIMEOUT_S)
         self._version = status["version"] + 1
         ray.kill(coordinator)
         shutil.rmtree(folder, ignore_errors=True)
-        return figures(marks[: 1 + num_steps], status, config)
+        return figures(self._window.cut(marks), status, config)
 
-    def _new_marks(self, coordinator: Any, num_known: int) -> list[tuple[dict[str, float], float, float]]:
+    def _new_marks(self, coordinator: Any, num_known: int) -> Marks:
         """Per step that is new: its record, the time now, and the engines' mean busy seconds."""
         import ray
 
@@ -105,8 +132,8 @@ class Bench:
         return [(record, time.monotonic(), busy_s) for record in records]
 
 
-def figures(marks: list[tuple[dict[str, float], float, float]], status: dict[str, Any], config: TrainConfig) -> dict[str, Any]:
-    """Of one run, between the end of its first step and the end of the last measured one."""
+def figures(marks: Marks, status: dict[str, Any], config: TrainConfig) -> dict[str, Any]:
+    """Of one run, between the first of the marks and the last."""
     (first, start_s, busy_before), (last, end_s, busy_after) = marks[0], marks[-1]
     records = [record for record, _, _ in marks[1:]]
     seconds = last["time_s"] - first["time_s"]
@@ -173,10 +200,10 @@ def measure(args: Namespace, make: Callable[[TrainConfig, str], System], progres
     """All modes and seeds with a generator that is the bottleneck, then async alone with a learner that is."""
     modes: dict[str, list[dict[str, Any]]] = {mode: [] for mode in args.modes}
     system = make(configuration(args, "async", 0), "generator")
-    bench = Bench(system)
+    bench = Bench(system, Window.of(args))
     for seed in args.seeds:
         for mode in args.modes:  # seed by seed: what else the machine does meets all modes alike
-            modes[mode].append(bench.run(configuration(args, mode, seed), args.num_steps))
+            modes[mode].append(bench.run(configuration(args, mode, seed)))
             print(progress, mode, seed, json.dumps(modes[mode][-1]), flush=True)
     system.close()
     result: dict[str, Any] = {"modes": {mode: median_run(runs) for mode, runs in modes.items()}}
@@ -186,8 +213,8 @@ def measure(args: Namespace, make: Callable[[TrainConfig, str], System], progres
     if not args.skip_learner_bound:
         slow = ["learner.bf16=false"]
         system = make(configuration(args, "async", 0, slow), "learner")
-        bench = Bench(system)
-        runs = [bench.run(configuration(args, "async", seed, slow), args.num_steps) for seed in args.seeds]
+        bench = Bench(system, Window.of(args))
+        runs = [bench.run(configuration(args, "async", seed, slow)) for seed in args.seeds]
         system.close()
         result["learner_bound"] = median_run(runs)
         result["learner_idle_frac"] = result["learner_bound"]["learner_idle_frac"]
@@ -198,12 +225,14 @@ def simulated(args: Namespace) -> dict[str, Any]:
     """The loop alone, in simulated time; no Ray, no coordinator."""
     from benchmarks.pipeline_simulated import simulate_run
 
+    window = Window.of(args)
+
     def runs(mode: str, bound: str) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = []
         for seed in args.seeds:
             config = configuration(args, mode, seed)
-            marks, status = simulate_run(config, 1 + args.num_steps + NUM_TAIL, TRAIN_S[bound], FILTERED)
-            found.append(figures(marks[: 1 + args.num_steps], status, config))
+            marks, status = simulate_run(config, window.total, TRAIN_S[bound], FILTERED)
+            found.append(figures(window.cut(marks), status, config))
         return found
 
     result: dict[str, Any] = {"modes": {mode: median_run(runs(mode, "generator")) for mode in args.modes}}
@@ -241,7 +270,7 @@ def parse() -> Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the order of tasks (default: 0 1 2)")
     parser.add_argument("--num-steps", type=int, default=8, help="measured steps of each run (default: 8)")
     parser.add_argument("--groups", type=int, default=8, help="groups of 8 episodes in a batch (default: 8)")
-    parser.add_argument("--eta", type=int, default=1, help="staleness bound of async (default: 1)")
+    parser.add_argument("--eta", type=int, default=3, help="staleness bound of async (default: 3)")
     parser.add_argument("--policy", default="tiny", help="base of the real system (default: the shipped one)")
     parser.add_argument("--cold-start", type=int, default=400, help="expert trajectories of its cold start; 0: none")
     parser.add_argument("--skip-learner-bound", action="store_true", help="leave the runs with a slow learner out")
