@@ -102,7 +102,10 @@ class TrainingJob:
     async def _expert(self) -> list[Episode]:
         tasks = self._source.tasks(Split.TRAIN)[: self._config.expert.num_trajectories]
         inputs, client = load_inputs(self._model_folder()), self._make_client()
-        found = await collect_trajectories(tasks, self._source, client, inputs, self._config, self._progress.advance)
+        try:
+            found = await collect_trajectories(tasks, self._source, client, inputs, self._config, self._progress.advance)
+        finally:
+            await asyncio.to_thread(client.close)
         self._progress.note(found.describe())
         if not found.kept:
             raise RunFolderError("the expert brought no right trajectory home; see run.log for the tools' errors")

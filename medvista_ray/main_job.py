@@ -119,6 +119,8 @@ def connect_ray(config: TrainConfig, run_id: str) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # Ray's 15 would let any other program on the machine starve the engines and the learner.
     os.environ.setdefault("RAY_worker_niceness", "0")
+    # What a library's thread asks of Ray after the end must not start a cluster anew.
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     import ray
 
     is_joining = "RAY_ADDRESS" in os.environ

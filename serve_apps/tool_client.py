@@ -81,6 +81,11 @@ class ServeToolClient:
         """Figures per tool so far, as this process saw them."""
         return self._statistics.summary()
 
+    def close(self) -> None:
+        """End the handles' threads, which would go on to report figures to a controller that may be gone."""
+        while self._handles:
+            self._handles.popitem()[1].shutdown()
+
     async def _reach(self, name: str, arguments: Mapping[str, Any], context: ToolContext) -> ToolOutcome:
         async with self._slots:
             num_retries = 0

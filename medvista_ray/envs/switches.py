@@ -37,3 +37,7 @@ class SwitchedClient:
         if name not in self._names:
             return failure(*unknown_tool(name, self.specs))
         return await self._client.call(name, arguments, context)
+
+    def close(self) -> None:
+        """As the client's own."""
+        self._client.close()

@@ -177,6 +177,10 @@ class ToolClient(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """Take no more calls and let go of threads and connections. May block: not on an event loop's thread."""
+        ...
+
 
 def _named(args: BaseModel, suffix: str) -> list[int]:
     found: list[int] = []

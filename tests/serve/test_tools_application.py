@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -144,6 +147,34 @@ def test_replicas_answer_no_http_and_run_their_own_probe(application: str) -> No
     assert not status.proxies
     served = {name: set(app.deployments) for name, app in status.applications.items()}
     assert served == {f"{application}-refine": {"zoom_in"}, f"{application}-parse": {"measure", "sleep"}}
+
+
+ENDED_JOB = """
+import asyncio, os, time
+os.environ["RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S"] = "1"
+import ray
+from tests.serve.test_tools_application import CONFIG, context
+from medvista_ray.tools.settings import ToolScaling
+from serve_apps.deploy import deploy_tools, make_client, shutdown_tools
+
+ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+config = CONFIG.model_copy(update={"names": CONFIG.names[:1], "scaling": ToolScaling(max_replicas=1), "app_name": "ended"})
+deploy_tools(config)
+client = make_client(config)
+asyncio.run(client.call("zoom_in", {"bbox": [0, 0, 500, 500]}, context()))
+client.close()
+shutdown_tools(config.app_name)
+ray.shutdown()
+time.sleep(4)
+print("alive" if ray.is_initialized() else "ended")
+"""
+
+
+def test_a_client_that_was_closed_asks_nothing_more_of_ray(root: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", ENDED_JOB], cwd=root, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout.splitlines()[-1] == "ended"
+    assert "metrics task" not in done.stderr
 
 
 def test_a_replica_whose_threads_hang_is_unhealthy_until_they_return() -> None:
