@@ -52,7 +52,7 @@ def ended(result: int | Exception | None) -> Future[int]:
 
 
 NOT_FINITE = InvariantError("loss nan")
-GONE = ActorDiedError("killed")
+GONE = ActorDiedError()
 
 
 @pytest.mark.parametrize(
