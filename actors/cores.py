@@ -10,7 +10,10 @@ from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from medvista_ray.config import GeneratorConfig
+from medvista_ray.config import GeneratorConfig, LearnerConfig
+
+MAX_THREADS = 4
+"""More do not help the products of a small policy."""
 
 
 def engine_cores(config: GeneratorConfig) -> set[int]:
@@ -46,6 +49,12 @@ def use_all_cores() -> Generator[int]:
         yield len(os.sched_getaffinity(0))
     finally:
         _bind_all_threads(before)
+
+
+def with_threads(learner: LearnerConfig, num_cores: int) -> LearnerConfig:
+    """For a phase in which the engines idle. Plain fp32 gains nothing from threads: small products wait for each other."""
+    wanted = min(num_cores // learner.num_processes, MAX_THREADS) if learner.bf16 else 1
+    return learner.model_copy(update={"num_threads": max(learner.num_threads, wanted)})
 
 
 def _bind_all_threads(cores: set[int]) -> None:

@@ -1,10 +1,13 @@
-"""Follow the coordinator's loop from the driver: wait for its end and show each step meanwhile. Called by `actors.job`."""
+"""What the driver asks of actors at work: the coordinator's loop, followed to its end, and the generators' counters. Called by
+`actors.job`."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any
 
+from actors.handles import Handle
 from medvista_ray.reports.progress import RunProgress
 
 POLL_S = 1.0
@@ -25,3 +28,9 @@ async def follow(coordinator: Any, num_steps: int, progress: RunProgress) -> dic
 async def _result(ref: Any) -> Any:
     """A Ray reference as a coroutine, for asyncio.ensure_future."""
     return await ref
+
+
+async def all_stats(generators: Mapping[str, Handle]) -> list[dict[str, Any]]:
+    """`stats` of each generator that answers; one that died has none."""
+    answers = await asyncio.gather(*(actor.stats.remote() for actor in generators.values()), return_exceptions=True)
+    return [answer for answer in answers if not isinstance(answer, BaseException)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import ray
 from ray import serve
 
 from actors.arms import Arms
-from actors.follow import follow
+from actors.follow import all_stats, follow
 from actors.supervisor import Supervisor
 from medvista_ray.config import TrainConfig
 from medvista_ray.errors import RunFolderError
@@ -101,11 +102,9 @@ class TrainingJob:
 
     async def _expert(self) -> list[Episode]:
         tasks = self._source.tasks(Split.TRAIN)[: self._config.expert.num_trajectories]
-        inputs, client = load_inputs(self._model_folder()), self._make_client()
-        try:
+        inputs = load_inputs(self._model_folder())
+        with closing(self._make_client()) as client:
             found = await collect_trajectories(tasks, self._source, client, inputs, self._config, self._progress.advance)
-        finally:
-            await asyncio.to_thread(client.close)
         self._progress.note(found.describe())
         if not found.kept:
             raise RunFolderError("the expert brought no right trajectory home; see run.log for the tools' errors")
@@ -140,10 +139,7 @@ class TrainingJob:
         await self._arms.evaluate("rl", with_tools=True)
         status = await asyncio.to_thread(serve.status)
         self._folder.state["applications"] = {name: str(app.status) for name, app in status.applications.items()}
-        answers = [actor.stats.remote() for actor in self._supervisor.generators.values()]
-        stats = await asyncio.gather(*answers, return_exceptions=True)
-        # One that died just now has no process to name.
-        self._folder.state["engines"] = engine_processes(of for of in stats if not isinstance(of, BaseException))
+        self._folder.state["engines"] = engine_processes(await all_stats(self._supervisor.generators))
 
     def _clean_up(self) -> None:
         self._supervisor.shutdown()

@@ -6,6 +6,11 @@ LEARNER = "learner"
 COORDINATOR = "coordinator"
 
 
+def learner_peer(rank: int) -> str:
+    """Name of the learner's process number `rank`, from 1; the first is LEARNER."""
+    return f"{LEARNER}-{rank}"
+
+
 def generator(index: int) -> str:
     """Name of the generator actor number `index`, from 0."""
     return f"generator-{index}"

@@ -17,6 +17,7 @@ from ray.exceptions import GetTimeoutError, RayActorError
 from actors import names
 from actors.coordinator import CoordinatorActor
 from actors.handles import Handle
+from actors.learner_processes import LearnerProcesses, start_peers
 from medvista_ray.config import TrainConfig
 from medvista_ray.errors import NotReadyError
 from medvista_ray.tools.base import ToolClient
@@ -35,17 +36,24 @@ class Supervisor:
     def __init__(self, config: TrainConfig) -> None:
         self._config = config
         self.learner: Handle | None = None
+        self._peers = LearnerProcesses([], None)
         self.generators: dict[str, Handle] = {}
         self.coordinator: Handle | None = None
 
     def start_learner(self, model_folder: str, run_id: str) -> Handle:
-        """The learner, not yet ready."""
+        """The learner, not yet ready; with `learner.num_processes` > 1 the front of so many processes."""
         from actors.learner import LearnerActor
 
         wanted = self._config.learner
-        options = {"name": names.LEARNER, "num_cpus": 1, "num_gpus": wanted.num_gpus, "label_selector": wanted.node_labels}
         actor: Handle = LearnerActor
-        self.learner = actor.options(**options).remote(self._config, model_folder, run_id)
+        options: dict[str, Any] = {"num_cpus": 1, "num_gpus": wanted.num_gpus}
+        if wanted.num_processes == 1:
+            options |= {"label_selector": wanted.node_labels}
+        else:
+            self._peers = start_peers(actor, options, self._config, model_folder, run_id)
+            options |= self._peers.place(0)
+        front = actor.options(name=names.LEARNER, **options)
+        self.learner = front.remote(self._config, model_folder, run_id, self._peers.handles)
         return self.learner
 
     def start_generators(self, model_folder: str, make_client: Callable[[], ToolClient]) -> dict[str, Handle]:
@@ -82,6 +90,7 @@ class Supervisor:
         probes = {name: actor.health.remote() for name, actor in self.generators.items()}
         if self.learner:
             probes[names.LEARNER] = self.learner.stats.remote()
+        probes |= {names.learner_peer(rank): peer.stats.remote() for rank, peer in enumerate(self._peers.handles, start=1)}
         if self.coordinator:
             probes[names.COORDINATOR] = self.coordinator.status.remote()
         until_s = time.monotonic() + timeout_s
@@ -92,8 +101,10 @@ class Supervisor:
         _end([self.coordinator], None)
         _end(list(self.generators.values()), "shutdown")
         _end([self.learner], "close")
+        _end(self._peers.handles, None)
+        self._peers.remove()
         self.coordinator = self.learner = None
-        self.generators = {}
+        self.generators, self._peers = {}, LearnerProcesses([], None)
 
 
 def wait_ready(actors: dict[str, Handle], timeout_s: float) -> None:

@@ -237,8 +237,11 @@ class GeneratorConfig(Section):
 class LearnerConfig(Section):
     """Where and how the learner runs."""
 
+    num_processes: Positive = 1
+    """Processes that hold a share of the weights each and train each batch together (FSDP2), side by side where the nodes
+    allow it; each has one CPU and `num_gpus`. With several, the run's folder must be the same on all of their nodes."""
     num_gpus: Annotated[float, Field(ge=0)] = 0.0
-    """GPUs of the learner."""
+    """GPUs of each process of the learner."""
     num_threads: Positive = 1
     """Torch threads on a CPU."""
     bf16: bool = True
@@ -309,6 +312,23 @@ class TrainConfig(Section):
     weights: WeightsConfig = WeightsConfig()
     evaluation: EvalConfig = EvalConfig()
 
+    @model_validator(mode="after")
+    def _check_processes(self) -> TrainConfig:
+        """What a learner of several processes cannot do."""
+        num = self.learner.num_processes
+        rules = {
+            f"policy.lora_rank = {self.policy.lora_rank}": (self.policy.lora_rank == 0, "policy.lora_rank = 0"),
+            f"grpo.kl_coef = {self.grpo.kl_coef}": (self.grpo.kl_coef == 0, "grpo.kl_coef = 0 (no reference policy)"),
+            f"learner.num_gpus = {self.learner.num_gpus}": (
+                self.learner.num_gpus in (0, 1),
+                "learner.num_gpus = 0 or 1 (NCCL wants a GPU of its own for each process)",
+            ),
+        }
+        for found, (allowed, rule) in rules.items():
+            if num > 1 and not allowed:
+                raise ValueError(f"learner.num_processes = {num} goes with {rule}, not with {found}")
+        return self
+
 
 def load_config(path: Path | None, overrides: list[str] | None = None) -> TrainConfig:
     """Read a YAML file and "section.key=value" overrides (values are YAML).
@@ -351,6 +371,8 @@ def _explain(error: ValidationError) -> str:
 
 
 def _explain_one(location: list[Any], message: str, value: Any, kind: str) -> str:
+    if not location:  # a rule between sections, which names its fields itself
+        return message.removeprefix("Value error, ")
     where = ".".join(map(str, location))
     if kind == "extra_forbidden":
         return f"unknown key {where!r} (value {value!r}); {did_you_mean(str(location[-1]), _keys(location[:-1]))}"

@@ -67,6 +67,10 @@ class GeneratorDiedError(MedVistaError):
     """A generator process is gone, with whatever it was sampling; its groups are sampled again elsewhere."""
 
 
+class LearnerGroupError(MedVistaError):
+    """A process of a learner of several failed or is gone; the others cannot go on without it."""
+
+
 class StarvationError(MedVistaError):
     """Groups come back, but none that could be trained: the run would wait for ever."""
 

@@ -40,7 +40,7 @@ class Stateful(Protocol):
 
 def save_policy(folder: Path, policy: Policy) -> None:
     """Write `policy` as a Hugging Face folder, which transformers and vLLM load. Replaces what is there, atomically."""
-    _replace(folder, lambda target: _write_policy(target, policy))
+    replace_folder(folder, lambda target: _write_policy(target, policy))
 
 
 def save_checkpoint(folder: Path, policy: Policy, trainer: Stateful, extra: dict[str, Any]) -> None:
@@ -52,7 +52,7 @@ def save_checkpoint(folder: Path, policy: Policy, trainer: Stateful, extra: dict
         torch.save(state, target / STATE_FILE)
         (target / EXTRA_FILE).write_text(json.dumps(extra))
 
-    _replace(folder, write)
+    replace_folder(folder, write)
 
 
 def load_checkpoint(folder: Path, policy: Policy, trainer: Stateful) -> dict[str, Any]:
@@ -117,7 +117,7 @@ def copy_side_files(target: Path, policy: Policy) -> None:
                 shutil.copyfile(path, target / path.name)
 
 
-def _replace(folder: Path, write: Callable[[Path], None]) -> None:
+def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a new folder beside `folder`, then put it in its place; a failure leaves `folder` as it was."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = folder.with_name(f".{folder.name}.new-{os.getpid()}")

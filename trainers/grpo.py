@@ -26,14 +26,17 @@ from medvista_ray.models.policy import Policy, trainable_parameters
 from medvista_ray.rollout.chat import banned_token_ids
 from medvista_ray.types import Episode, Group
 from trainers.optim import clip_gradients, make_accelerator, make_optimizer, set_learning_rate, warmup_constant, warmup_linear
-from trainers.sharding import deal, gather, make_forward
+from trainers.sharding import Forward, deal, gather, make_forward
 
 
 class GrpoTrainer:
     """Trains `policy` in place. Construct it after SFT: with kl_coef > 0 the policy as given becomes the reference."""
 
-    def __init__(self, policy: Policy, config: TrainConfig, banned: Sequence[int] | None = None) -> None:
-        """`banned`: token ids outside the softmax (None: what the rollout bans for this tokenizer)."""
+    def __init__(
+        self, policy: Policy, config: TrainConfig, banned: Sequence[int] | None = None, forward: Forward | None = None
+    ) -> None:
+        """`banned`: token ids outside the softmax (None: what the rollout bans for this tokenizer). `forward`: of a policy
+        that is sharded already."""
         self.policy = policy
         self.config = config.grpo
         self.temperature = config.rollout.temperature
@@ -48,7 +51,7 @@ class GrpoTrainer:
             self.reference = replace(policy, model=frozen)
         trainable_parameters(policy, config.policy.train_vision)
         # Sharding puts other parameter objects into the model, so the optimiser comes after it.
-        self.forward = make_forward(policy, self.accelerator.device, config.learner.bf16)
+        self.forward = forward or make_forward(policy, self.accelerator.device, config.learner.bf16)
         self.parameters = trainable_parameters(policy, config.policy.train_vision)
         self.optimizer = make_optimizer(
             self.parameters.values(), self.config.learning_rate, self.config.weight_decay, self.config.adam_eps

@@ -21,9 +21,9 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 
 from medvista_ray.errors import RunFolderError
 from medvista_ray.models.policy import Policy
-from trainers.checkpoint import EXTRA_FILE, copy_side_files, random_state, set_random_state
+from trainers.checkpoint import EXTRA_FILE, copy_side_files, random_state, replace_folder, set_random_state
 from trainers.grpo import GrpoTrainer
-from trainers.sharding import process_rank, whole_weights
+from trainers.sharding import kept_whole, process_rank, whole_weights
 
 SHARDS, COUNTER = "shards", "num_updates"
 
@@ -68,12 +68,28 @@ def load_sharded(folder: Path, policy: Policy, trainer: GrpoTrainer) -> dict[str
     return state["extra"]
 
 
+def save_sharded_policy(folder: Path, policy: Policy) -> None:
+    """Write the whole policy as a Hugging Face folder in place of what is there, atomically; the first process writes."""
+    weights = _whole_on_host(policy)
+    if process_rank() == 0:
+        replace_folder(folder, lambda target: _write_whole(target, policy, weights))
+
+
 def export_policy(folder: Path, policy: Policy) -> None:
     """Write the whole policy as a Hugging Face folder; every process must call this, the first one writes."""
-    weights = {name: tensor.cpu() for name, tensor in whole_weights(policy)}
+    weights = _whole_on_host(policy)
     if process_rank() == 0:
-        policy.model.save_pretrained(folder, state_dict=weights)
-        copy_side_files(folder, policy)
+        _write_whole(folder, policy, weights)
+
+
+def _whole_on_host(policy: Policy) -> dict[str, torch.Tensor]:
+    """All weights, in the first process; the others only take part in gathering them."""
+    return {name: tensor.cpu() for name, tensor in kept_whole(whole_weights(policy))}
+
+
+def _write_whole(folder: Path, policy: Policy, weights: dict[str, torch.Tensor]) -> None:
+    policy.model.save_pretrained(folder, state_dict=weights)
+    copy_side_files(folder, policy)
 
 
 def _shards(policy: Policy, trainer: GrpoTrainer) -> dict[str, Any]:

@@ -3,12 +3,12 @@
 Every process is given the same groups and takes its share of the micro-batches. Invariants: gradients and metrics are
 those of one process that took them all; every process does the same number of forward and backward passes, so that
 none waits for another for ever; with one process nothing here does anything. The process group (gloo or nccl) is made
-by whoever starts the processes. Called by trainers.grpo and trainers.sharded_checkpoint.
+by whoever starts the processes (trainers.processes). Called by the learner, both trainers and trainers.sharded_checkpoint.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -17,9 +17,12 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
+from medvista_ray.config import TrainConfig
+from medvista_ray.errors import InvariantError
 from medvista_ray.models.batching import Batch
 from medvista_ray.models.logprobs import SampledLogprobs, sampled_logprobs
-from medvista_ray.models.policy import Policy
+from medvista_ray.models.policy import Policy, trainable_parameters
+from trainers.optim import make_accelerator
 
 Item = TypeVar("Item")
 Forward = Callable[[Batch, float, Sequence[int]], SampledLogprobs]
@@ -63,7 +66,10 @@ def shard(policy: Policy, device: torch.device, bf16: bool) -> FSDPModule:
 
     A unit per layer of the text model; the rest (embeddings, head, vision) is one unit, since tied weights must be in one
     and a batch may have no picture. With `bf16` weights travel and multiply in bf16; gradients are summed in fp32.
+    Raises InvariantError if it is spread already.
     """
+    if any(isinstance(weight, DTensor) for weight in policy.model.parameters()):
+        raise InvariantError("the policy is sharded already: hand the forward that was made then to whoever trains it")
     precision = MixedPrecisionPolicy(param_dtype=torch.bfloat16 if bf16 else None, reduce_dtype=torch.float32)
     mesh = init_device_mesh(device.type, (num_processes(),))
     for layer in policy.model.model.language_model.layers:
@@ -72,7 +78,7 @@ def shard(policy: Policy, device: torch.device, bf16: bool) -> FSDPModule:
 
 
 def make_forward(policy: Policy, device: torch.device, bf16: bool) -> Forward:
-    """The forward of `policy`, sharded if there are several processes."""
+    """The forward of `policy`, sharded if there are several processes; then call it once, and before an optimiser is made."""
     if num_processes() == 1:
         return lambda batch, temperature, banned: sampled_logprobs(policy, batch, temperature, banned)
     root: Any = shard(policy, device, bf16)
@@ -84,6 +90,14 @@ def make_forward(policy: Policy, device: torch.device, bf16: bool) -> Forward:
         return sampled
 
     return forward
+
+
+def prepare(policy: Policy, config: TrainConfig) -> Forward:
+    """Spread `policy` over all processes for every training to come; the forward to hand to each."""
+    device = make_accelerator(config.learner).device
+    policy.model.to(device)
+    trainable_parameters(policy, config.policy.train_vision)
+    return make_forward(policy, device, config.learner.bf16)
 
 
 def deal(items: Sequence[Item]) -> list[tuple[Item, float]]:
@@ -110,6 +124,14 @@ def gather(parts: list[Item]) -> list[Item]:
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """`tensor` itself, or put together from its shards; then every process must call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def kept_whole(named: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+    """`named` with every tensor whole, in the first process; the others must go through it too, and get none."""
+    for name, tensor in named:
+        together = whole(tensor)
+        if process_rank() == 0:
+            yield name, together
 
 
 def whole_weights(policy: Policy) -> Iterator[tuple[str, torch.Tensor]]:

@@ -178,7 +178,7 @@ class ToolClient(Protocol):
         ...
 
     def close(self) -> None:
-        """Take no more calls and let go of threads and connections. May block: not on an event loop's thread."""
+        """Take no more calls and let go of threads and connections; may take a moment."""
         ...
 
 

@@ -10,9 +10,9 @@ import torch
 
 from medvista_ray.config import LearnerConfig, SftConfig, TrainConfig
 from medvista_ray.errors import InvariantError, RunFolderError
-from medvista_ray.models.batching import build_batch
-from medvista_ray.models.logprobs import token_logprobs
-from medvista_ray.models.policy import Policy, load_policy
+from medvista_ray.models.batching import build_batch, split_microbatches
+from medvista_ray.models.logprobs import sampled_logprobs, token_logprobs
+from medvista_ray.models.policy import Policy, load_policy, trainable_parameters
 from medvista_ray.types import Episode, Group
 from tests.unit.tiny_policies import picture, random_episode, random_group, save_random_policy
 from trainers.checkpoint import (
@@ -24,7 +24,7 @@ from trainers.checkpoint import (
     save_policy,
 )
 from trainers.grpo import GrpoTrainer
-from trainers.optim import make_optimizer, warmup_constant, warmup_cosine, warmup_linear
+from trainers.optim import make_optimizer, set_learning_rate, warmup_constant, warmup_cosine, warmup_linear
 from trainers.sft import run_sft
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
@@ -92,6 +92,38 @@ def test_sft_gives_the_same_weights_for_the_same_seed_however_it_is_cut(folder: 
     names = [name for name in whole if not name.endswith("k_proj.bias")]
     assert all(torch.allclose(whole[name], cut[name], atol=1e-5) for name in names)
     assert not all(torch.allclose(whole[name], other[name], atol=1e-5) for name in names)
+
+
+def plain_sft(policy: Policy, episodes: list[Episode], config: SftConfig, budget: int) -> list[float]:
+    """Cold start written out for one process and one pass over `episodes`; the loss of each update."""
+    chosen = list(trainable_parameters(policy, True).values())
+    optimizer = make_optimizer(chosen, config.learning_rate, config.weight_decay, config.adam_eps)
+    order = torch.randperm(len(episodes), generator=torch.Generator().manual_seed(0)).tolist()
+    starts, losses = range(0, len(order), config.batch_size), list[float]()
+    for step, start in enumerate(starts):
+        set_learning_rate(optimizer, config.learning_rate * warmup_cosine(step, config.warmup_steps, len(starts)))
+        batch = [episodes[i] for i in order[start : start + config.batch_size]]
+        num_tokens, loss = sum(episode.num_sampled for episode in batch), 0.0
+        for rows in split_microbatches(batch, budget):
+            values = sampled_logprobs(policy, build_batch([batch[i] for i in rows], policy), 1.0, ()).values
+            part = -values.sum() / num_tokens
+            part.backward()
+            loss += float(part.detach())
+        torch.nn.utils.clip_grad_norm_(chosen, config.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(loss)
+    return losses
+
+
+def test_sft_of_one_process_is_the_plain_loop_bit_for_bit(folder: Path) -> None:
+    settings = SftConfig(num_epochs=1, batch_size=3, warmup_steps=1)
+    policy, plain = load_policy(folder), load_policy(folder)
+    episodes = [random_episode(policy, [picture(i)], i) for i in range(5)]
+    history = run_sft(policy, episodes, settings, EXACT, tokens_per_microbatch=60)
+    assert [step["loss"] for step in history] == plain_sft(plain, episodes, settings, 60)
+    found, want = weights(policy), weights(plain)
+    assert all(torch.equal(found[name], tensor) for name, tensor in want.items())
 
 
 def test_a_grpo_step_raises_good_episodes_and_lowers_bad_ones(policy: Policy) -> None:
