@@ -15,7 +15,6 @@ from typing import Any
 import ray
 import torch
 from ray.util import get_node_ip_address
-from torch.distributed import TCPStore
 
 from actors.cores import stay_off_engine_cores, use_all_cores, with_threads
 from actors.handles import Handle
@@ -31,7 +30,7 @@ from medvista_ray.weights.manifest import Manifest
 from medvista_ray.weights.transport import TRANSPORTS
 from trainers.checkpoint import load_checkpoint, prune_checkpoints, save_checkpoint, save_policy
 from trainers.grpo import GrpoTrainer
-from trainers.processes import connect_store, start_group
+from trainers.processes import Store, connect_store, start_group
 from trainers.sft import run_sft
 from trainers.sharded_checkpoint import load_sharded, save_sharded, save_sharded_policy
 from trainers.sharding import Forward, kept_whole, prepare, process_rank
@@ -124,7 +123,7 @@ class LearnerActor:
         self._publisher.close()
         self._group.close()
 
-    def _join(self, store: TCPStore, rank: int) -> None:
+    def _join(self, store: Store, rank: int) -> None:
         """Meet the other processes and spread the policy over all, once for cold start and loop."""
         learner = self._config.learner
         start_group(store, rank, learner.num_processes, learner.num_gpus > 0, get_node_ip_address())

@@ -15,11 +15,10 @@ from typing import Any, TypeVar
 import ray
 from ray.exceptions import RayActorError
 from ray.util import get_node_ip_address
-from torch.distributed import TCPStore
 
 from actors.handles import Handle
 from medvista_ray.errors import LearnerGroupError
-from trainers.processes import end_group, open_store
+from trainers.processes import Store, end_group, open_store
 
 Result = TypeVar("Result")
 
@@ -36,7 +35,7 @@ class LearnerGroup:
         self._peers = list(peers)
         self._broken = ""
 
-    def gather(self, join: Callable[[TCPStore, int], None]) -> None:
+    def gather(self, join: Callable[[Store, int], None]) -> None:
         """Have all processes meet here; `join` is this one's part. Raises LearnerGroupError if one does not come."""
         if not self._peers:
             return

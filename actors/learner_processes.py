@@ -27,6 +27,7 @@ class LearnerProcesses:
 
     def place(self, rank: int) -> dict[str, Any]:
         """Actor options that put process `rank` into its bundle."""
+        assert self.placement is not None, "a learner of one process has no place to choose"
         return {"scheduling_strategy": PlacementGroupSchedulingStrategy(self.placement, rank)}
 
     def remove(self) -> None:
@@ -40,8 +41,10 @@ def start_peers(actor: Handle, options: dict[str, Any], config: TrainConfig, mod
     learner = config.learner
     bundle = {"CPU": options["num_cpus"], "GPU": options["num_gpus"]}
     bundles = [{kind: float(count) for kind, count in bundle.items() if count} for _ in range(learner.num_processes)]
-    labels = [learner.node_labels for _ in bundles] if learner.node_labels else None
-    started = LearnerProcesses([], placement_group(bundles, strategy="PACK", bundle_label_selector=labels))
+    options_of_all: dict[str, Any] = {"strategy": "PACK"}
+    if learner.node_labels:
+        options_of_all["bundle_label_selector"] = [learner.node_labels for _ in bundles]
+    started = LearnerProcesses([], placement_group(bundles, **options_of_all))
     for rank in range(1, learner.num_processes):
         place = {"name": names.learner_peer(rank), **options, **started.place(rank)}
         started.handles.append(actor.options(**place).remote(config, model_folder, run_id))

@@ -13,12 +13,15 @@ from datetime import timedelta
 import psutil
 import torch
 import torch.distributed as dist
+from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
+Store = TCPStore
+"""Where processes meet before they have a group."""
 TIMEOUT = timedelta(minutes=15)
 """Of one collective. Long, because the others wait at one while the first process writes a checkpoint."""
 
 
-def open_store(address: str) -> tuple[dist.TCPStore, int]:
+def open_store(address: str) -> tuple[Store, int]:
     """The meeting point, in the first process: listens on `address` (an IP of this node); the store and its port."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
@@ -27,16 +30,16 @@ def open_store(address: str) -> tuple[dist.TCPStore, int]:
     port = int(listener.getsockname()[1])
     # The store takes the descriptor over and closes it. Told a port only, it would listen on all addresses.
     descriptor = listener.detach()
-    store = dist.TCPStore(address, port, is_master=True, timeout=TIMEOUT, wait_for_workers=False, master_listen_fd=descriptor)
+    store = Store(address, port, is_master=True, timeout=TIMEOUT, wait_for_workers=False, master_listen_fd=descriptor)
     return store, port
 
 
-def connect_store(address: str, port: int) -> dist.TCPStore:
+def connect_store(address: str, port: int) -> Store:
     """The same in every other process."""
-    return dist.TCPStore(address, port, is_master=False, timeout=TIMEOUT)
+    return Store(address, port, is_master=False, timeout=TIMEOUT)
 
 
-def start_group(store: dist.TCPStore, rank: int, num_processes: int, has_gpu: bool, address: str) -> None:
+def start_group(store: Store, rank: int, num_processes: int, has_gpu: bool, address: str) -> None:
     """Start the process group: nccl with GPUs, gloo without. Returns when all are there; `address`: this node's IP."""
     interface = interface_of(address)
     if interface:  # else both libraries guess from the host's name, which may lead to another network, or nowhere

@@ -390,7 +390,7 @@ class _BusyClock:
 
 def _processes(engine: AsyncLLM | None) -> tuple[int, ...]:
     resources: Any = getattr(engine.engine_core, "resources", None) if engine else None
-    return tuple(process.pid for process in getattr(resources, "engine_manager", None).processes) if resources else ()
+    return tuple(process.pid for process in resources.engine_manager.processes) if resources else ()
 
 
 def _logprobs(output: CompletionOutput) -> NDArray[np.float32]:
