@@ -139,13 +139,18 @@ class VllmEngine:
         Raises WeightUpdateError if they cannot be loaded; the version before then keeps serving. Raises MedVistaError if the
         engine's process is dead or dies meanwhile.
         """
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        died = f"the engine's process died before it had loaded version {manifest.version}"
         loading = asyncio.ensure_future(self._load_version(manifest, send))
         try:
-            # vLLM's control calls wait for ever for the answer of a process that died.
+            # vLLM's control calls wait for ever for the answer of a process that dies meanwhile, and refuse if it is known.
             while not (await asyncio.wait([loading], timeout=DEATH_POLL_S))[0]:
                 if not self.healthy:
-                    raise MedVistaError(f"the engine's process died before it had loaded version {manifest.version}")
+                    raise MedVistaError(died)
             return loading.result()
+        except EngineDeadError as error:
+            raise MedVistaError(died) from error
         finally:
             loading.cancel()
 
