@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
+
+from ray.exceptions import RayActorError
 
 from actors.handles import Handle
 from medvista_ray.reports.progress import RunProgress
@@ -31,6 +34,9 @@ async def _result(ref: Any) -> Any:
 
 
 async def all_stats(generators: Mapping[str, Handle]) -> list[dict[str, Any]]:
-    """`stats` of each generator that answers; one that died has none."""
-    answers = await asyncio.gather(*(actor.stats.remote() for actor in generators.values()), return_exceptions=True)
-    return [answer for answer in answers if not isinstance(answer, BaseException)]
+    """`stats` of each generator that lives; one that died has none."""
+    answers: list[dict[str, Any]] = []
+    for call in [actor.stats.remote() for actor in generators.values()]:
+        with suppress(RayActorError):
+            answers.append(await call)
+    return answers
