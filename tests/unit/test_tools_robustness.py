@@ -24,7 +24,7 @@ from medvista_ray.tools.refine.enhance import Operation
 from medvista_ray.types import ErrorCode, Mask, MedImage, ToolOutcome, VolumeImage
 
 NAMES = ("zoom_in", "super_resolve", "enhance", "compare_regions", "ground", "segment_prompt", "segment_text", "measure")
-NUM_EXAMPLES = int(os.environ.get("MEDVISTA_FUZZ_EXAMPLES", "40"))
+NUM_EXAMPLES = int(os.environ.get("MEDVISTA_FUZZ_EXAMPLES", "60"))
 LIMIT_S = 10.0
 
 bounded = settings(
