@@ -21,8 +21,10 @@ from medvista_ray.errors import ToolArgumentError
 from medvista_ray.tasks.bench.drawing import draw_view, jitter
 from medvista_ray.tasks.bench.pictures import box_of, plate, render
 from medvista_ray.tasks.bench.subjects import SUBJECTS, Subject
-from medvista_ray.tools.base import Tool, ToolContext, ToolOptions
+from medvista_ray.tools.base import BackendChoice, Tool, ToolContext, ToolOptions
 from medvista_ray.tools.catalog import load_tools
+from medvista_ray.tools.knowledge.case_bank import CaseBank, open_bank
+from medvista_ray.tools.parse.classify import KernelModel
 from medvista_ray.types import Mask, MedImage, Split, ToolResult
 
 SIGMA = 0.03
@@ -208,9 +210,31 @@ def classify(album: Album) -> dict[str, Any]:
     return {
         "modality_accuracy": round(float(np.mean(list(by_subject.values()))), 4),
         "modality_accuracy_test_split": round(float(np.mean(tested)), 4),
+        "modality_accuracy_left_out": _left_out(),
         "by_subject": by_subject,
         "pictures": album.write(),
     }
+
+
+def _left_out() -> float:
+    model = KernelModel(BackendChoice(name="kernel"), ToolOptions())
+    return left_out_accuracy(model, open_bank(model.encoder.name, model.encoder.fresh))
+
+
+def left_out_accuracy(model: KernelModel, bank: CaseBank) -> float:
+    """Share of right kinds over the bank's pictures of each subject when `model` is fitted without it, each subject weighing
+    the same; subjects that alone are of their kind are passed over. `model` is fitted anew."""
+    owners, kinds = [np.array([getattr(case, name) for case in bank.cases]) for name in ("subject", "modality")]
+    shares: list[float] = []
+    for subject in sorted(set(owners)):
+        out = owners == subject
+        if not set(kinds[out]) <= set(kinds[~out]):
+            continue
+        rest = tuple(case for case, is_out in zip(bank.cases, out, strict=True) if not is_out)
+        model.fit(CaseBank(rest, bank.features_ND[~out]))
+        found = np.array(model.labels)[model.scores(bank.features_ND[out]).argmax(axis=1)]
+        shares.append(float((found == kinds[out]).mean()))
+    return round(float(np.mean(shares)), 4)
 
 
 def detect_findings(album: Album) -> dict[str, Any]:

@@ -113,8 +113,8 @@ class KernelModel:
     """What colour alone settles (`certain`); for the rest, kernel ridge regression from features to the kinds, each kind
     and each of its subjects weighing the same.
 
-    Features count by their rank among the reference pictures: one that lies far outside cannot outweigh the others. With
-    one train subject at a time left out this is right on 75 % of the pictures, ridge regression on the values on 68 %.
+    Features count by their rank among the reference pictures: one that lies far outside cannot outweigh the others.
+    `benchmarks/tools_quality.py` also measures it with one train subject at a time left out, by which it was chosen.
     """
 
     def __init__(self, choice: BackendChoice, options: ToolOptions) -> None:
@@ -142,13 +142,17 @@ class KernelModel:
     def rank(self, image: MedImage, labels: Sequence[str]) -> NDArray[np.float32]:
         """Shares among `labels`. Raises ToolArgumentError for a kind that it was not taught."""
         columns = [self._column(label) for label in labels]
-        scores = (_kernel(self._inputs(self.encoder.of(image)[None]), self._bank_ND) @ self._matrix)[0] * _SHARPNESS
+        scores = self.scores(self.encoder.of(image)[None])[0] * _SHARPNESS
         sure = certain(image.display())
         if sure is not None:
             scores[self.labels.index(sure)] = scores.max() + _MARGIN
         scores = scores[columns]
         shares = np.exp(scores - scores.max())
         return (shares / shares.sum()).astype(np.float32)
+
+    def scores(self, features_ND: NDArray[np.float32]) -> NDArray[np.float64]:
+        """[N, number of `labels`] of pictures by their features; the largest is the kind, unless colour settles it."""
+        return _kernel(self._inputs(features_ND), self._bank_ND) @ self._matrix
 
     def _column(self, label: str) -> int:
         known = ALIASES.get(label.casefold(), label).casefold()
