@@ -14,6 +14,7 @@ import time
 import uuid
 from typing import Protocol
 
+from medvista_ray.allocator import allocator_environment
 from medvista_ray.assets import asset_dir, catalog
 from medvista_ray.config import TrainConfig
 from medvista_ray.reports.html import write_report
@@ -113,7 +114,7 @@ def connect_ray(config: TrainConfig, run_id: str) -> None:
     """Join the cluster that RAY_ADDRESS names (a submitted job has one), else start a local one on loopback."""
     from actors import names
 
-    environment = {MARKER_NAME: run_id, "OMP_NUM_THREADS": "1", "VLLM_NO_USAGE_STATS": "1"}
+    environment = allocator_environment() | {MARKER_NAME: run_id, "OMP_NUM_THREADS": "1", "VLLM_NO_USAGE_STATS": "1"}
     # A submitted job brings its own runtime_env; ours only adds variables to it.
     os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
