@@ -1,9 +1,10 @@
 """How the processes of a run get their memory: glibc's allocator is told to keep what is freed.
 
-By default glibc gives every large block (at first 128 KiB, later 32 MiB) back to the kernel when it is freed and asks for new pages at the
-next operation. Writing to a new page costs several times what an element-wise operation does with it (measured in a
-virtual machine: GELU over 64 MiB 67 ms with new pages, 18 ms with kept ones). Inert where the C library is another one:
-the variables then mean nothing. Called by `main_job`, which hands them to all actors and replicas.
+By default glibc gives every large block (at first 128 KiB, later 32 MiB) back to the kernel when it is freed and asks for
+new pages at the next operation. Writing to a new page costs several times what an element-wise operation does with it
+(measured in a virtual machine: GELU over 64 MiB 67 ms with new pages, 18 ms with kept ones). Inert where the C library is
+another one: the variables then mean nothing. Called by
+`main_job`, which hands them to all actors and replicas.
 """
 
 from __future__ import annotations

@@ -22,6 +22,9 @@ Count = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
+Sampling = Literal["uniform", "by_yield"]
+
+
 class Section(BaseModel):
     """Base of every section: unknown keys are refused, values are frozen."""
 
@@ -180,6 +183,9 @@ class FlowConfig(Section):
     eta: Count = 1
     """Staleness bound: versions between the one that sampled a token and the one that trains it (see flow.admission). Left
     out, the mode's smallest."""
+    sampling: Sampling = "uniform"
+    """Order of the training tasks: each once per epoch (uniform), or families in proportion to how often their latest groups
+    could be trained (by_yield), so that fewer groups are sampled only to be filtered."""
     max_running_groups: Positive = 24
     """Groups in flight over all generators."""
     max_group_retries: Count = 2

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from medvista_ray.config import TrainConfig
+from medvista_ray.config import Sampling, TrainConfig
 from medvista_ray.errors import InvariantError
 from medvista_ray.flow.admission import Admission
 from medvista_ray.flow.background import Background
@@ -26,7 +26,7 @@ from medvista_ray.flow.fleet import Fleet
 from medvista_ray.flow.groups import GroupLedger, GroupRecord, GroupState
 from medvista_ray.flow.protocols import Generator, Learner
 from medvista_ray.flow.recorder import MetricsRecorder
-from medvista_ray.flow.sampler import TaskSampler
+from medvista_ray.flow.sampler import make_sampler
 from medvista_ray.flow.slots import Limits, Slot
 from medvista_ray.flow.stats import StepStats, learner_metrics
 from medvista_ray.flow.timing import Occupancy
@@ -60,6 +60,7 @@ class LoopSettings:
     checkpoint_root: str = ""
     """Folder of the checkpoints step-<number>; empty writes none."""
     limits: Limits = field(default_factory=Limits)
+    sampling: Sampling = "uniform"
 
     @classmethod
     def of(cls, config: TrainConfig, checkpoint_root: Path, first_version: int = 1) -> LoopSettings:
@@ -75,6 +76,7 @@ class LoopSettings:
             by_batch=config.flow.mode != "async",
             first_version=first_version,
             checkpoint_root=str(checkpoint_root),
+            sampling=config.flow.sampling,
         )
 
 
@@ -93,7 +95,7 @@ class TrainingLoop:
     ) -> None:
         self.settings = settings
         self._tasks = {task.id: task for task in tasks}
-        self._sampler = TaskSampler(tasks, settings.seed)
+        self._sampler = make_sampler(settings.sampling, tasks, settings.seed)
         self._admission = Admission(
             settings.eta,
             settings.batch_groups,
@@ -208,6 +210,8 @@ class TrainingLoop:
             self._check_answer(group, record)
             self.stats.add_finished(group)
             outcome = self.ledger.finish(group)
+            if outcome is not GroupState.FAILED:
+                self._sampler.report(record.task, outcome is GroupState.READY)
             if outcome is not GroupState.READY:
                 await self._report([group], outcome, self.step)
         self._dispatch()

@@ -1,4 +1,4 @@
-"""Admission, group ledger, sampler, restart policy, occupancy: the pure parts, one rule at a time."""
+"""Admission, group ledger, restart policy, occupancy: the pure parts, one rule at a time."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import json
 
 import pytest
 
-from medvista_ray.errors import ConfigError, InvariantError, RunFolderError, StarvationError
+from medvista_ray.errors import InvariantError, RunFolderError, StarvationError
 from medvista_ray.flow.admission import Admission
 from medvista_ray.flow.groups import MAX_UNUSED_BATCHES, GroupLedger, GroupState, outcome_of
 from medvista_ray.flow.health import RestartPolicy
-from medvista_ray.flow.sampler import TaskSampler
 from medvista_ray.flow.timing import Occupancy
 from medvista_ray.types import EpisodeStatus, Group
 from tests.scripted_flow import make_episode, make_tasks
@@ -205,27 +204,6 @@ def test_a_checkpoint_whose_tasks_are_gone_is_refused() -> None:
     ledger.submit(TASKS[3])
     with pytest.raises(RunFolderError, match="task-3"):
         make_ledger().restore(ledger.to_json(), {})
-
-
-def test_the_sampler_asks_every_task_once_per_epoch_in_a_new_order() -> None:
-    sampler = TaskSampler(TASKS, seed=3)
-    epochs = [[sampler.next().id for _ in TASKS] for _ in range(2)]
-    assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(task.id for task in TASKS)
-    assert epochs[0] != epochs[1]
-    assert [TaskSampler(TASKS, seed=4).next().id for _ in TASKS] != epochs[0]
-
-
-def test_the_sampler_resumes_in_mid_epoch() -> None:
-    sampler = TaskSampler(TASKS, seed=3)
-    for _ in range(17):
-        sampler.next()
-    other = TaskSampler(TASKS, seed=3)
-    other.restore(json.loads(json.dumps(sampler.to_json())))
-    assert [other.next().id for _ in range(20)] == [sampler.next().id for _ in range(20)]
-    with pytest.raises(RunFolderError, match="another seed"):
-        TaskSampler(TASKS, seed=4).restore(sampler.to_json())
-    with pytest.raises(ConfigError, match="no tasks"):
-        TaskSampler([], seed=0)
 
 
 def test_restarts_back_off_are_bounded_and_forgiven_by_success() -> None:
