@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from medvista_ray.config import GeneratorConfig, LearnerConfig
+from medvista_ray.models.precision import uses_bf16
 
 MAX_THREADS = 4
 """More do not help the products of a small policy."""
@@ -53,7 +54,7 @@ def use_all_cores() -> Generator[int]:
 
 def with_threads(learner: LearnerConfig, num_cores: int) -> LearnerConfig:
     """For a phase in which the engines idle. Plain fp32 gains nothing from threads: small products wait for each other."""
-    wanted = min(num_cores // learner.num_processes, MAX_THREADS) if learner.bf16 else 1
+    wanted = min(num_cores // learner.num_processes, MAX_THREADS) if uses_bf16(learner) else 1
     return learner.model_copy(update={"num_threads": max(learner.num_threads, wanted)})
 
 

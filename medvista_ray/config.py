@@ -251,7 +251,8 @@ class LearnerConfig(Section):
     num_threads: Positive = 1
     """Torch threads on a CPU."""
     bf16: bool = True
-    """bf16 autocast; False is exact fp32."""
+    """bf16 autocast, where the device has bf16 instructions (elsewhere it would be emulated, slower than fp32); False is
+    exact fp32."""
     activation_checkpointing: bool = False
     """Keep only each text layer's input and compute the layer again in the backward pass: less memory, a third more time."""
     node_labels: dict[str, str] = {}

@@ -51,7 +51,7 @@ class GrpoTrainer:
             self.reference = replace(policy, model=frozen)
         trainable_parameters(policy, config.policy.train_vision)
         # Sharding puts other parameter objects into the model, so the optimiser comes after it.
-        self.forward = forward or make_forward(policy, self.accelerator.device, config.learner.bf16)
+        self.forward = forward or make_forward(policy, self.accelerator)
         self.parameters = trainable_parameters(policy, config.policy.train_vision)
         self.optimizer = make_optimizer(
             self.parameters.values(), self.config.learning_rate, self.config.weight_decay, self.config.adam_eps

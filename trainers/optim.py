@@ -10,17 +10,21 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from torch.distributed.tensor import DTensor
 
 from medvista_ray.config import LearnerConfig
+from medvista_ray.models.precision import uses_bf16
 
 
 def make_accelerator(learner: LearnerConfig) -> Accelerator:
-    """Device and precision of this process: a GPU if the learner has one, bf16 autocast if asked for."""
+    """Device and precision of this process: a GPU if the learner has one, bf16 autocast if asked for and worth it.
+
+    Several processes must call it together."""
     if learner.num_gpus == 0:
         torch.set_num_threads(learner.num_threads)
-    return Accelerator(mixed_precision="bf16" if learner.bf16 else "no", cpu=learner.num_gpus == 0)
+    return Accelerator(mixed_precision="bf16" if _agreed_bf16(learner) else "no", cpu=learner.num_gpus == 0)
 
 
 def make_optimizer(
@@ -35,6 +39,15 @@ def make_optimizer(
     return torch.optim.AdamW(
         [group for group in groups if group["params"]], lr=learning_rate, betas=(0.9, 0.95), eps=eps, foreach=True
     )
+
+
+def _agreed_bf16(learner: LearnerConfig) -> bool:
+    """Whether every process uses it: nodes may differ, and shards travel in one dtype."""
+    found = [uses_bf16(learner)]
+    if dist.is_initialized() and learner.num_gpus == 0:
+        found *= dist.get_world_size()
+        dist.all_gather_object(found, found[0])
+    return all(found)
 
 
 def warmup_constant(step: int, warmup_steps: int) -> float:

@@ -23,6 +23,7 @@ from medvista_ray.models.attention import attention_of
 from medvista_ray.models.batching import build_batch, split_microbatches
 from medvista_ray.models.logprobs import sampled_logprobs
 from medvista_ray.models.policy import Policy, load_policy
+from medvista_ray.models.precision import cpu_multiplies_bf16
 from medvista_ray.models.tiny_architecture import build_tiny_model, build_tiny_processor, save_policy_folder
 from medvista_ray.models.tiny_tokenizer import build_tiny_tokenizer
 from medvista_ray.protocol import system_prompt
@@ -167,7 +168,7 @@ class LanguageStage:
         num_tokens = sum(episode.num_sampled for episode in episodes)
         total = 0.0
         for indices in split_microbatches(episodes, 8192):
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast("cpu", torch.bfloat16, enabled=cpu_multiplies_bf16()):
                 batch = build_batch([episodes[i] for i in indices], self._policy)
                 values = sampled_logprobs(self._policy, batch, 1.0).values
             loss = -values.sum() / num_tokens
@@ -197,7 +198,7 @@ class VisionStage(torch.nn.Module):
         (policy,) = self._policy
         side = int(policy.config.vision_config.image_size[0])
         pixels = policy.pixel_inputs([policy_picture(sample.images[-1], side) for sample in samples])
-        with torch.autocast("cpu", torch.bfloat16), attention_of(self.tower, "eager"):
+        with torch.autocast("cpu", torch.bfloat16, enabled=cpu_multiplies_bf16()), attention_of(self.tower, "eager"):
             features = policy.model.get_image_features(**pixels, return_dict=True).pooler_output
         flat = torch.stack(list(features)).flatten(1).float()
         loss = torch.zeros(())

@@ -47,7 +47,7 @@ def run_sft(
     policy.model.to(accelerator.device)
     trainable_parameters(policy, train_vision)
     # Sharding puts other parameter objects into the model, so the optimiser comes after it.
-    forward = forward or make_forward(policy, accelerator.device, learner.bf16)
+    forward = forward or make_forward(policy, accelerator)
     weights = list(trainable_parameters(policy, train_vision).values())
     optimizer = make_optimizer(weights, config.learning_rate, config.weight_decay, config.adam_eps)
     plan = _plan(len(episodes), config, seed)

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from accelerate import Accelerator
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
@@ -77,11 +78,11 @@ def shard(policy: Policy, device: torch.device, bf16: bool) -> FSDPModule:
     return fully_shard(ShardedPolicy(policy), mesh=mesh, mp_policy=precision)
 
 
-def make_forward(policy: Policy, device: torch.device, bf16: bool) -> Forward:
+def make_forward(policy: Policy, accelerator: Accelerator) -> Forward:
     """The forward of `policy`, sharded if there are several processes; then call it once, and before an optimiser is made."""
     if num_processes() == 1:
         return lambda batch, temperature, banned: sampled_logprobs(policy, batch, temperature, banned)
-    root: Any = shard(policy, device, bf16)
+    root: Any = shard(policy, accelerator.device, accelerator.mixed_precision == "bf16")
 
     def forward(batch: Batch, temperature: float, banned: Sequence[int]) -> SampledLogprobs:
         sampled = SampledLogprobs(*root(batch, temperature, banned))
@@ -94,10 +95,10 @@ def make_forward(policy: Policy, device: torch.device, bf16: bool) -> Forward:
 
 def prepare(policy: Policy, config: TrainConfig) -> Forward:
     """Spread `policy` over all processes for every training to come; the forward to hand to each."""
-    device = make_accelerator(config.learner).device
-    policy.model.to(device)
+    accelerator = make_accelerator(config.learner)
+    policy.model.to(accelerator.device)
     trainable_parameters(policy, config.policy.train_vision)
-    return make_forward(policy, device, config.learner.bf16)
+    return make_forward(policy, accelerator)
 
 
 def deal(items: Sequence[Item]) -> list[tuple[Item, float]]:

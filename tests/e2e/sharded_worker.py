@@ -15,6 +15,7 @@ import torch.distributed as dist
 from accelerate.state import AcceleratorState
 
 from medvista_ray.config import TrainConfig
+from medvista_ray.models import precision
 from medvista_ray.models.policy import Policy, load_policy
 from medvista_ray.types import Group
 from tests.unit.tiny_policies import random_episode, random_group
@@ -83,6 +84,7 @@ def work(folder: Path, out: Path) -> dict[str, Any]:
         "num_own_weights": sum(w.to_local().numel() for w in trainer.parameters.values()),
     }
     AcceleratorState._reset_state(True)
+    precision.cpu_multiplies_bf16 = lambda: True  # emulated where it is not so
     third_policy = load_policy(folder)
     found["bf16"] = GrpoTrainer(third_policy, config(bf16=True, num_minibatches=2), BANNED).step(first)
     return found

@@ -10,6 +10,7 @@ import torch
 
 from medvista_ray.config import LearnerConfig, SftConfig, TrainConfig
 from medvista_ray.errors import InvariantError, RunFolderError
+from medvista_ray.models import precision
 from medvista_ray.models.batching import build_batch, split_microbatches
 from medvista_ray.models.logprobs import sampled_logprobs, token_logprobs
 from medvista_ray.models.policy import Policy, load_policy, trainable_parameters
@@ -183,11 +184,19 @@ def test_the_reference_policy_is_the_one_at_construction(policy: Policy) -> None
     assert second["reference_kl"] > 1e-4
 
 
-def test_bf16_autocast_keeps_fp32_weights_and_finite_gradients(policy: Policy) -> None:
+def test_bf16_autocast_keeps_fp32_weights_and_finite_gradients(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "cpu_multiplies_bf16", lambda: True)  # emulated where it is not so
     trainer = GrpoTrainer(policy, TrainConfig())
+    assert trainer.accelerator.mixed_precision == "bf16"
     metrics = trainer.step([random_group(policy, 0)])
     assert {w.dtype for w in policy.model.parameters()} == {torch.float32}
     assert 0.0 < metrics["grad_norm"] < 1e4
+
+
+def test_a_cpu_without_bf16_instructions_trains_in_fp32(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "cpu_multiplies_bf16", lambda: False)
+    assert GrpoTrainer(policy, TrainConfig()).accelerator.mixed_precision == "no"
+    assert precision.uses_bf16(LearnerConfig(num_gpus=1))
 
 
 def test_an_infinite_loss_is_refused_and_leaves_the_weights(policy: Policy) -> None:
