@@ -33,6 +33,7 @@ from medvista_ray.envs.episode import MedEnv
 from medvista_ray.models import batching
 from medvista_ray.models.attention import attention_of
 from medvista_ray.models.batching import Batch, build_batch, split_microbatches
+from medvista_ray.models.logprobs import scored_places
 from medvista_ray.models.packing import pack
 from medvista_ray.models.policy import Picture, Policy, load_policy, resolve_policy
 from medvista_ray.rollout.chat import ChatFormat
@@ -77,16 +78,16 @@ def every_picture_its_own(images: Sequence[Picture]) -> tuple[list[Picture], lis
 
 
 class Bare:
-    """The floor: a forward and a backward pass over as many tokens, pictures and scored tokens as a step has, and no more.
+    """The floor: a forward and a backward pass over as many tokens, pictures and scored places as a step has, and no more.
 
     Dense rows of the episodes' mean length, plain causal attention (the faster of transformers' two), the pictures' features
-    among the embeddings, logits at as many places as were sampled, cross entropy. No padding, sharing, sampling mask, ratio,
-    entropy, metrics, picture preprocessing, clip or optimiser.
+    among the embeddings, logits at as many places as tokens were sampled behind, cross entropy. No padding, sharing, sampling
+    mask, ratio, entropy, metrics, picture preprocessing, clip or optimiser.
     """
 
     def __init__(self, policy: Policy, trainer: GrpoTrainer, batches: Sequence[Batch], row_length: int) -> None:
         self.policy, self.trainer, self.row_length = policy, trainer, row_length
-        self.inputs = [(b.pixels, len(b.packing.source), int(b.loss_mask.sum())) for b in batches]
+        self.inputs = [(b.pixels, len(b.packing.source), len(scored_places(b)[0])) for b in batches]
 
     def run(self, attention: str) -> None:
         """One pass over all micro-batches."""
@@ -140,8 +141,8 @@ def plain_step(policy: Policy, trainer: GrpoTrainer, episodes: Sequence[Episode]
     trainer._apply(0.0)
 
 
-def packed_apart(keys: Sequence[Any], families: Sequence[Sequence[int]]) -> Any:
-    """In place of `pack`: no prefix is shared."""
+def packed_apart(keys: Sequence[Any]) -> Any:
+    """In place of `pack`: no history is shared."""
     return pack(keys, [[index] for index in range(len(keys))])
 
 
@@ -200,9 +201,8 @@ class Bench:
 
     def shapes(self) -> dict[str, float]:
         """What the batch is made of, and which share of the places that are computed is padding."""
-        clusters = [cluster for batch in self.batches for cluster in batch.packing.clusters]
-        packed = sum(cluster.num_tokens for cluster in clusters)
-        places = sum(cluster.prefix + len(cluster.gather) for cluster in clusters)
+        packed = sum(len(set(batch.packing.path.tolist())) for batch in self.batches)
+        places = sum(len(batch.packing.source) for batch in self.batches)
         rectangle = sum(batch.token_ids.numel() for batch in self.batches)
         return {
             "num_episodes": len(self.episodes),

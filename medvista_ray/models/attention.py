@@ -4,7 +4,8 @@ Invariant: each token sees its episode's earlier tokens and itself, nothing else
 over each episode alone. In place only inside `attention_of(text_model, PACKED)`, so that any other forward of the same
 model is untouched.
 
-Shapes: T packed tokens, Q query heads, K key heads, D head width, n episodes of a cluster, S longest suffix, P prefix.
+Shapes: T packed tokens, P tokens of all episodes, Q query heads, K key heads, D head width, L tokens of one episode, N of
+them new (the last ones).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from medvista_ray.models.packing import Cluster, Packing
+from medvista_ray.models.packing import Packing
 
 PACKED = "medvista_packed"
 """Its name; the forward then takes one packed row and the keyword argument `packing`."""
@@ -48,103 +49,46 @@ def attend(
 ) -> tuple[torch.Tensor, None]:
     """query [1, Q, T, D], key and value [1, K, T, D] -> [1, T, Q, D].
 
-    The mask given is not used: `packing` says it all.
+    The mask given is not used: `packing` says it all. An episode's new tokens ask, all its tokens answer.
     """
-    parts = [part for cluster in packing.clusters for part in _cluster(cluster, query[0], key[0], value[0], scaling)]
-    return torch.cat(parts, dim=1).transpose(0, 1)[None], None
+    episode = _episode if query.device.type == "cpu" else _episode_fused
+    longest = max(packing.lengths)
+    mask = query.new_full((longest, longest), float("-inf")).triu(1)
+    queries = query[0].transpose(0, 1).split(packing.num_new)
+    keys, values = (x[0].transpose(0, 1).index_select(0, packing.path).split(packing.lengths) for x in (key, value))
+    parts = [
+        episode(new, own_keys, own_values, mask[len(own_keys) - len(new) : len(own_keys), : len(own_keys)], scaling)
+        for new, own_keys, own_values in zip(queries, keys, values, strict=True)
+        if len(new)
+    ]
+    return torch.cat(parts)[None], None
 
 
-def _cluster(cluster: Cluster, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> list[torch.Tensor]:
-    """[Q, tokens, D] outputs of the prefix (if there is one) and of the suffixes."""
-    if len(cluster.gather) == len(cluster.mask) and not cluster.prefix:
-        start, length = cluster.start, cluster.num_tokens
-        alone = _causal(_slice(query, start, length), _slice(key, start, length), _slice(value, start, length), scaling)
-        return [alone]
-    shared_query = _slice(query, cluster.start, cluster.prefix)
-    shared_key = _slice(key, cluster.start, cluster.prefix)
-    shared_value = _slice(value, cluster.start, cluster.prefix)
-    suffix = _suffixes if query.device.type == "cpu" else _suffixes_fused
-    padded = suffix(
-        _pad(query, cluster), _pad(key, cluster), _pad(value, cluster), shared_key, shared_value, cluster.mask, scaling
-    )
-    outputs = padded.flatten(1, 2)
-    if not cluster.is_dense:
-        outputs = outputs.index_select(1, cluster.scatter)
-    return [_causal(shared_query, shared_key, shared_value, scaling), outputs] if cluster.prefix else [outputs]
+def _episode(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scaling: float) -> torch.Tensor:
+    """query [N, Q, D], key and value [L, K, D], mask [N, L] (0 or minus infinity) -> [N, Q, D].
 
-
-def _pad(tensor: torch.Tensor, cluster: Cluster) -> torch.Tensor:
-    """[heads, T, D] -> the cluster's suffixes [heads, n, S, D]; without a copy if all are equally long."""
-    if cluster.is_dense:
-        return _slice(tensor, cluster.start + cluster.prefix, len(cluster.gather)).unflatten(1, (-1, len(cluster.mask)))
-    return tensor.index_select(1, cluster.gather).unflatten(1, (-1, len(cluster.mask)))
-
-
-def _slice(tensor: torch.Tensor, start: int, length: int) -> torch.Tensor:
-    return tensor[:, start : start + length]
-
-
-def _causal(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> torch.Tensor:
-    """Plain causal attention of one sequence: query [Q, L, D], key and value [K, L, D] -> [Q, L, D]."""
-    if query.device.type == "cpu":
-        grouped = (query * scaling).unflatten(0, (key.shape[0], -1))
-        seen = torch.ones(query.shape[1], query.shape[1], dtype=torch.bool).tril()
-        return (_softmax(grouped @ key[:, None].transpose(-1, -2), seen) @ value[:, None]).flatten(0, 1)
-    repeats = query.shape[0] // key.shape[0]
-    keys, values = key.repeat_interleave(repeats, dim=0)[None], value.repeat_interleave(repeats, dim=0)[None]
-    return scaled_dot_product_attention(query[None], keys, values, is_causal=True, scale=scaling)[0]
-
-
-def _suffixes(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    prefix_key: torch.Tensor,
-    prefix_value: torch.Tensor,
-    mask: torch.Tensor,
-    scaling: float,
-) -> torch.Tensor:
-    """query [Q, n, S, D], key and value [K, n, S, D], prefix [K, P, D] -> [Q, n, S, D].
-
-    Matrix products by hand: on a CPU, at a few hundred tokens, the fused kernel takes two to five times as long, and
-    here the prefix's keys are read once for all episodes.
+    Matrix products by hand: on a CPU, at a few hundred tokens, the fused kernel takes two to five times as long.
     """
-    rows, size = query.shape[1:3]
-    grouped = (query * scaling).unflatten(0, (key.shape[0], -1))
-    before = grouped.flatten(1, 3) @ prefix_key.transpose(1, 2)
-    within = grouped @ key[:, None].transpose(-1, -2)
-    weights = _softmax(torch.cat([before.view(*within.shape[:-1], -1), within], dim=-1), mask)
-    far, near = weights.split([prefix_key.shape[1], size], dim=-1)
-    outputs = (far.flatten(1, 3) @ prefix_value).unflatten(1, (-1, rows, size)) + near @ value[:, None]
-    return outputs.flatten(0, 1)
+    num_heads = key.shape[1]
+    repeats = query.shape[1] // num_heads
+    grouped = query.unflatten(1, (num_heads, repeats)).permute(1, 2, 0, 3).flatten(1, 2)
+    masks = mask.repeat(repeats, 1).expand(num_heads, -1, -1)
+    scores = torch.baddbmm(masks, grouped, key.permute(1, 2, 0), alpha=scaling)
+    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype)
+    outputs = torch.bmm(weights, value.transpose(0, 1))
+    return outputs.unflatten(1, (repeats, -1)).permute(2, 0, 1, 3).flatten(1, 2)
 
 
-def _softmax(scores: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Over the last axis, where `mask` is set; computed in fp32, given in the scores' dtype."""
-    bias = torch.zeros(mask.shape, dtype=scores.dtype).masked_fill_(~mask, float("-inf"))
-    return torch.softmax(scores + bias, dim=-1, dtype=torch.float32).to(scores.dtype)
-
-
-def _suffixes_fused(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    prefix_key: torch.Tensor,
-    prefix_value: torch.Tensor,
-    mask: torch.Tensor,
-    scaling: float,
+def _episode_fused(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scaling: float
 ) -> torch.Tensor:
     """The same through the fused kernel, which never holds the scores: for long episodes on an accelerator."""
-    rows, repeats = query.shape[1], query.shape[0] // key.shape[0]
-
-    def joined(prefix: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
-        whole = torch.cat([prefix[:, None].expand(-1, rows, -1, -1), own], dim=2)
-        return whole.repeat_interleave(repeats, dim=0).transpose(0, 1)
-
-    outputs = scaled_dot_product_attention(
-        query.transpose(0, 1), joined(prefix_key, key), joined(prefix_value, value), attn_mask=mask, scale=scaling
-    )
-    return outputs.transpose(0, 1)
+    repeats = query.shape[1] // key.shape[1]
+    keys, values = (x.repeat_interleave(repeats, dim=1).transpose(0, 1)[None] for x in (key, value))
+    queries = query.transpose(0, 1)[None]
+    if len(query) == len(key):
+        return scaled_dot_product_attention(queries, keys, values, is_causal=True, scale=scaling)[0].transpose(0, 1)
+    return scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scaling)[0].transpose(0, 1)
 
 
 ALL_ATTENTION_FUNCTIONS.register(PACKED, attend)

@@ -68,7 +68,7 @@ def build_batch(episodes: Sequence[Episode], policy: PolicyInputs) -> Batch:
     length = max(len(episode.token_ids) for episode in episodes)
     distinct, index = share_images([image for episode in episodes for image in episode.images])
     keys = _keys(episodes, index, policy)
-    packing = pack(keys, families_of([episode.task.id for episode in episodes]))
+    packing = pack(keys)
     return Batch(
         token_ids=_pad([e.token_ids.astype(np.int64) for e in episodes], length, policy.padding_id),
         loss_mask=_pad([e.loss_mask.astype(np.bool_) for e in episodes], length, False),

@@ -1,11 +1,11 @@
 """Log-probabilities of the tokens an engine sampled, with gradients, as cheaply as they can be had.
 
 Owns the learner's forward. Invariants: the softmax runs over the allowed tokens at the sampling temperature, as in the
-engine; each distinct picture is encoded once and its features reach every place that shows it; a prefix that episodes
-share is computed once; logits exist only for sampled positions. Called by trainers.
+engine; each distinct picture is encoded once and its features reach every place that shows it; a history that episodes
+share is computed once; logits exist only behind histories that a token was sampled after. Called by trainers.
 
-Shapes: B rows, L padded length, T packed tokens, N sampled tokens of the micro-batch (row-major), H hidden, V
-vocabulary.
+Shapes: B rows, L padded length, T packed tokens, N sampled tokens of the micro-batch (row-major), M distinct histories
+before them, H hidden, V vocabulary.
 """
 
 from __future__ import annotations
@@ -56,19 +56,25 @@ def sampled_logprobs(policy: Policy, batch: Batch, temperature: float, banned: S
     """
     hidden = hidden_states(policy, batch)
     # The state at position t - 1 predicts token t.
-    rows = hidden.index_select(0, batch.packing.place[:, :-1][batch.loss_mask[:, 1:]])
-    targets = batch.token_ids[batch.loss_mask]
+    places, index = scored_places(batch)
+    rows, targets = hidden.index_select(0, places), batch.token_ids[batch.loss_mask]
     bias = _ban(policy, banned, hidden.device)
     head = policy.model.lm_head
     chunk = max(1, MAX_LOGITS // head.weight.shape[0])
     if len(rows) <= chunk:
-        return SampledLogprobs(*_score(head, rows, targets, bias, temperature))
+        return SampledLogprobs(*_score(head, rows, index, targets, bias, temperature))
+    numbers = [(index // chunk == part).nonzero()[:, 0] for part in range(-(-len(rows) // chunk))]
     parts = [
-        checkpoint(_score, head, *part, bias, temperature, use_reentrant=False)
-        for part in zip(rows.split(chunk), targets.split(chunk), strict=True)
+        checkpoint(_score, head, own, index[mine] % chunk, targets[mine], bias, temperature, use_reentrant=False)
+        for own, mine in zip(rows.split(chunk), numbers, strict=True)
     ]
-    values, entropy = zip(*parts, strict=True)
-    return SampledLogprobs(torch.cat(values), torch.cat(entropy))
+    values, entropy = (torch.cat(part)[torch.cat(numbers).argsort()] for part in zip(*parts, strict=True))
+    return SampledLogprobs(values, entropy)
+
+
+def scored_places(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """[M] packed tokens behind which a token was sampled, each once, and [N] which of them each sampled token followed."""
+    return torch.unique(batch.packing.place[:, :-1][batch.loss_mask[:, 1:]], return_inverse=True)
 
 
 def hidden_states(policy: Policy, batch: Batch) -> torch.Tensor:
@@ -133,12 +139,17 @@ def _ban(policy: Policy, banned: Sequence[int], device: torch.device) -> torch.T
 
 
 def _score(
-    head: torch.nn.Module, rows: torch.Tensor, targets: torch.Tensor, bias: torch.Tensor, temperature: float
+    head: torch.nn.Module,
+    rows: torch.Tensor,
+    index: torch.Tensor,
+    targets: torch.Tensor,
+    bias: torch.Tensor,
+    temperature: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probabilities and entropies, both [N] float32, of hidden states [N, H]."""
+    """Log-probabilities and entropies, both [N] float32, of `targets` [N] behind hidden states `rows` [M, H] by `index` [N]."""
     # One pass each, whatever the logits' dtype: at thousands of rows the vocabulary-wide passes are what costs.
     logs = torch.add(bias, head(rows), alpha=1.0 / temperature).log_softmax(dim=-1)
-    values = logs.gather(-1, targets[:, None])[:, 0]
+    values = logs.flatten().index_select(0, index * logs.shape[1] + targets)
     with torch.no_grad():
         entropy = -logs.exp().mul_(logs).sum(dim=-1)
-    return values.masked_fill(values < BANNED / 2, float("-inf")), entropy
+    return values.masked_fill(values < BANNED / 2, float("-inf")), entropy[index]

@@ -1,18 +1,17 @@
-"""Episodes laid end to end without padding, with the tokens they begin with in common laid down once.
+"""Episodes laid end to end without padding, with what they begin with in common laid down once.
 
-Episodes of one question share the system prompt, the question and its picture: often half of their tokens. A causal
-model computes the same states for them in every episode, so they are computed once and their gradients add up by
-themselves. Invariant: every token of every episode maps to a packed token with the same history. Called by
-`models.batching`.
+Episodes share the system prompt; those of one question also its text and picture, and often their first turns and what the
+tools replied. A causal model computes the same states for equal histories, so each distinct history is computed once
+(the episodes form a prefix tree) and gradients add up by themselves. Invariant: every token of every episode maps to a packed
+token with the same history; no two packed tokens have the same one. Called by `models.batching`.
 
-Shapes: B episodes, L longest, T packed tokens, C clusters (episodes with a common prefix), n episodes of one cluster,
-S longest suffix of a cluster.
+Shapes: B episodes, L longest, T packed tokens, P tokens of all episodes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -23,44 +22,20 @@ Keys = NDArray[np.int64]
 
 Or for a picture's tokens a negative number that names the picture.
 """
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """Where one cluster's tokens are: its prefix, then the suffixes of its episodes one after the other."""
-
-    start: int
-    """First packed token of the prefix."""
-    prefix: int
-    """Tokens of the prefix; 0 for an episode on its own."""
-    gather: torch.Tensor
-    """[n * S] packed token at each place of the padded suffixes; padding repeats the suffix's last token."""
-    scatter: torch.Tensor
-    """[suffix tokens] place in the padded suffixes of each packed suffix token, in packed order."""
-    mask: torch.Tensor
-    """[S, prefix + S] bool: what a suffix token sees."""
-
-    @property
-    def num_tokens(self) -> int:
-        """Packed tokens."""
-        return self.prefix + len(self.scatter)
-
-    @property
-    def is_dense(self) -> bool:
-        """Whether all suffixes are equally long, so that nothing is padded."""
-        return len(self.gather) == len(self.scatter)
-
-    def to(self, device: torch.device | str) -> Cluster:
-        """The same on `device`."""
-        tensors = {name: getattr(self, name).to(device) for name in ("gather", "scatter", "mask")}
-        return replace(self, **tensors)
+NOTHING = np.iinfo(np.int64).min
+"""Behind a row's end; equal to no key."""
 
 
 @dataclass(frozen=True)
 class Packing:
-    """The layout of one micro-batch."""
+    """The layout of one micro-batch: the new tokens of the first episode, then those of the second, and so on."""
 
-    clusters: tuple[Cluster, ...]
+    num_new: tuple[int, ...]
+    """[B] tokens of each episode whose history no episode before it has."""
+    lengths: tuple[int, ...]
+    """[B] tokens of each episode."""
+    path: torch.Tensor
+    """[P] packed token of each token of each episode, one episode behind the other."""
     source: torch.Tensor
     """[T] flat place (row * L + column) in the padded rectangle of each packed token."""
     place: torch.Tensor
@@ -68,61 +43,52 @@ class Packing:
 
     def to(self, device: torch.device | str) -> Packing:
         """The same on `device`."""
-        clusters = tuple(cluster.to(device) for cluster in self.clusters)
-        return Packing(clusters, self.source.to(device), self.place.to(device))
+        tensors = (self.path.to(device), self.source.to(device), self.place.to(device))
+        return Packing(self.num_new, self.lengths, *tensors)
 
 
-def pack(rows: Sequence[Keys], families: Sequence[Sequence[int]]) -> Packing:
-    """Lay out `rows`; each of `families` lists rows that may share a prefix, and every row is in one family."""
+def pack(rows: Sequence[Keys], families: Sequence[Sequence[int]] | None = None) -> Packing:
+    """Lay out `rows`. Rows of different `families` share nothing (None: all are of one family)."""
+    family = np.zeros(len(rows), dtype=np.int64)
+    for number, members in enumerate(families or ()):
+        family[list(members)] = number
     width = max(len(row) for row in rows)
+    keys = np.full((len(rows), width), NOTHING)
     place = np.zeros((len(rows), width), dtype=np.int64)
     source: list[NDArray[np.int64]] = []
-    clusters: list[Cluster] = []
-    start = 0
-    for family in families:
-        prefix = common_prefix([rows[index] for index in family]) if len(family) > 1 else 0
-        source.append(family[0] * width + np.arange(prefix))
-        place[list(family), :prefix] = start + np.arange(prefix)
-        first = start + prefix
-        for index in family:
-            columns = np.arange(prefix, len(rows[index]))
-            source.append(index * width + columns)
-            place[index, columns] = first + columns - prefix
-            first += len(columns)
-        clusters.append(_cluster(start, prefix, [len(rows[index]) - prefix for index in family]))
-        start = first
-    return Packing(tuple(clusters), torch.from_numpy(np.concatenate(source)), torch.from_numpy(place))
+    num_new: list[int] = []
+    num_packed = 0
+    for index, row in enumerate(rows):
+        before = np.flatnonzero(family[:index] == family[index])
+        like, shared = longest_shared(keys[before], row)
+        if shared:
+            place[index, :shared] = place[before[like], :shared]
+        num_new.append(len(row) - shared)
+        place[index, shared : len(row)] = num_packed + np.arange(num_new[-1])
+        source.append(index * width + np.arange(shared, len(row)))
+        num_packed += num_new[-1]
+        keys[index, : len(row)] = row
+    path = np.concatenate([places[: len(row)] for places, row in zip(place, rows, strict=True)])
+    tensors = map(torch.from_numpy, (path, np.concatenate(source), place))
+    return Packing(tuple(num_new), tuple(len(row) for row in rows), *tensors)
 
 
-def common_prefix(rows: Sequence[Keys]) -> int:
-    """How many places all `rows` begin with in common, at least one less than the shortest, never inside a picture."""
-    length = min(len(row) for row in rows) - 1
-    head = np.stack([row[: length + 1] for row in rows])
-    differs = (head != head[0]).any(axis=0)
-    length = min(length, int(differs.argmax())) if differs.any() else length
-    first = rows[0]
-    while length > 0 and first[length - 1] < 0 and first[length - 1] == first[length]:
+def longest_shared(before: NDArray[np.int64], row: Keys) -> tuple[int, int]:
+    """Which of the padded rows `before` [n, L] begins most like `row`, and for how many places; never inside a picture."""
+    if not len(before):
+        return 0, 0
+    same = before[:, : len(row)] == row
+    shared = np.where(same.all(axis=1), len(row), same.argmin(axis=1))
+    like = int(shared.argmax())
+    length = int(shared[like])
+    while 0 < length < len(row) and row[length] < 0 and row[length - 1] == row[length]:
         length -= 1
-    return length
+    return like, length
 
 
 def families_of(names: Sequence[str]) -> list[list[int]]:
-    """Rows that may share a prefix: those of one question; if no two rows are of one question, all rows."""
+    """Rows that share more than the system prompt: those of one question; if no two are of one question, all rows."""
     by_name: dict[str, list[int]] = {}
     for index, name in enumerate(names):
         by_name.setdefault(name, []).append(index)
     return list(by_name.values()) if len(by_name) < len(names) else [list(range(len(names)))]
-
-
-def _cluster(start: int, prefix: int, suffixes: Sequence[int]) -> Cluster:
-    longest = max(suffixes)
-    first = start + prefix + np.concatenate([[0], np.cumsum(suffixes)[:-1]])
-    columns = np.minimum(np.arange(longest)[None, :], np.array(suffixes)[:, None] - 1)
-    scatter = [row * longest + np.arange(length) for row, length in enumerate(suffixes)]
-    return Cluster(
-        start=start,
-        prefix=prefix,
-        gather=torch.from_numpy((first[:, None] + columns).reshape(-1)),
-        scatter=torch.from_numpy(np.concatenate(scatter)),
-        mask=torch.ones(longest, prefix + longest, dtype=torch.bool).tril(prefix),
-    )

@@ -12,7 +12,7 @@ import torch
 from medvista_ray.models import attention
 from medvista_ray.models import logprobs as logprobs_module
 from medvista_ray.models.batching import Batch, build_batch
-from medvista_ray.models.logprobs import sampled_logprobs, token_logprobs
+from medvista_ray.models.logprobs import sampled_logprobs, scored_places, token_logprobs
 from medvista_ray.models.policy import Policy
 from medvista_ray.models.recomputation import checkpoint_activations
 from medvista_ray.types import Episode
@@ -89,16 +89,25 @@ def test_each_distinct_picture_is_encoded_once(policy: Policy, episodes: list[Ep
     assert batch.image_index.tolist() == [0, 1, 0, 0, 2, 0]
 
 
-def test_a_common_prefix_is_laid_down_once(policy: Policy, episodes: list[Episode]) -> None:
-    whole = sum(len(episode.token_ids) for episode in episodes)
-    packing = build_batch(episodes, policy).packing
-    prefix = packing.clusters[0].prefix
-    assert prefix == 9
-    assert len(packing.source) == whole - (len(episodes) - 1) * prefix
-    # With one picture in common, the prefix reaches past it.
-    with_picture = build_batch(episodes[:3], policy)
-    assert with_picture.packing.clusters[0].prefix > prefix + 3
-    assert with_picture.packed_images.tolist() == [0, 1, 0, 2]
+def test_every_common_history_is_laid_down_once(policy: Policy, episodes: list[Episode]) -> None:
+    batch = build_batch(episodes, policy)
+    shared = [length - new for length, new in zip(batch.packing.lengths, batch.packing.num_new, strict=True)]
+    assert shared[0] == 0
+    assert min(shared[1:]) == 9
+    # With one picture in common, it reaches past it.
+    assert max(shared[1:3]) > 9 + 3
+    assert build_batch(episodes[:3], policy).packed_images.tolist() == [0, 1, 0, 2]
+    assert len(batch.packing.source) == sum(batch.packing.num_new)
+
+
+def test_a_state_that_several_tokens_were_sampled_behind_is_scored_once(policy: Policy, episodes: list[Episode]) -> None:
+    batch = build_batch([episodes[0], replace(episodes[0], logprobs=episodes[0].logprobs - 1.0), episodes[1]], policy)
+    places, index = scored_places(batch)
+    assert len(index) == int(batch.loss_mask.sum())
+    assert len(places) <= len(index) - episodes[0].num_sampled
+    twice = token_logprobs(policy, batch, TEMPERATURE, BANNED)
+    assert torch.equal(twice[0], twice[1])
+    assert twice[0].any()
 
 
 def test_the_fused_attention_for_accelerators_gives_the_same(
@@ -106,7 +115,7 @@ def test_the_fused_attention_for_accelerators_gives_the_same(
 ) -> None:
     batch = build_batch(episodes, policy)
     want = token_logprobs(policy, batch, TEMPERATURE, BANNED)
-    monkeypatch.setattr(attention, "_suffixes", attention._suffixes_fused)
+    monkeypatch.setattr(attention, "_episode", attention._episode_fused)
     assert torch.allclose(token_logprobs(policy, batch, TEMPERATURE, BANNED), want, atol=1e-5)
 
 

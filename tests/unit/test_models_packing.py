@@ -6,24 +6,31 @@ import numpy as np
 import torch
 
 from medvista_ray.models.attention import attend
-from medvista_ray.models.packing import common_prefix, families_of, pack
+from medvista_ray.models.packing import families_of, pack
 
 
 def keys(*values: int) -> np.ndarray:
     return np.array(values, dtype=np.int64)
 
 
-def test_a_prefix_ends_before_the_first_difference_and_leaves_a_token() -> None:
-    assert common_prefix([keys(1, 2, 3, 4), keys(1, 2, 9, 4)]) == 2
-    assert common_prefix([keys(1, 2, 3), keys(1, 2, 3)]) == 2
-    assert common_prefix([keys(1, 2, 3), keys(1, 2, 3, 4, 5)]) == 2
-    assert common_prefix([keys(1), keys(2)]) == 0
+def shared(*rows: np.ndarray) -> list[int]:
+    """How many places of each row an earlier one has."""
+    packing = pack(rows)
+    return [length - new for length, new in zip(packing.lengths, packing.num_new, strict=True)]
 
 
-def test_a_prefix_never_ends_inside_a_picture() -> None:
-    assert common_prefix([keys(1, -1, -1, -1), keys(1, -1, -1, -1)]) == 1
-    assert common_prefix([keys(1, -1, -1, 5), keys(1, -2, -2, 5)]) == 1
-    assert common_prefix([keys(1, -1, -1, 5, 6), keys(1, -1, -1, 5, 7)]) == 4
+def test_a_row_shares_all_that_it_begins_with_in_common_with_any_earlier_one() -> None:
+    assert shared(keys(1, 2, 3, 4), keys(1, 2, 9, 4)) == [0, 2]
+    assert shared(keys(1, 2, 3, 4), keys(1, 2, 9, 4), keys(1, 2, 9, 5), keys(1, 2, 3, 4, 7)) == [0, 2, 3, 4]
+    assert shared(keys(1, 2, 3), keys(1, 2, 3)) == [0, 3]
+    assert shared(keys(1, 2, 3, 4, 5), keys(1, 2, 3)) == [0, 3]
+    assert shared(keys(1), keys(2)) == [0, 0]
+
+
+def test_no_row_branches_off_inside_a_picture() -> None:
+    assert shared(keys(1, -1, -1, 5), keys(1, -2, -2, 5)) == [0, 1]
+    assert shared(keys(1, -1, -1, 5, 6), keys(1, -1, -1, 5, 7)) == [0, 4]
+    assert shared(keys(1, -1, -1), keys(1, -1, -1, -1, 7)) == [0, 1]
 
 
 def test_rows_of_one_question_form_a_family_and_lone_rows_form_one_together() -> None:
@@ -50,8 +57,9 @@ def test_every_place_maps_to_a_packed_token_of_the_same_value_and_position() -> 
 
 
 def test_packed_attention_equals_causal_attention_of_each_episode_alone() -> None:
-    rows = [keys(1, 2, 3, 4, 5, 6), keys(1, 2, 3, 7), keys(1, 2, 3, 8, 9), keys(20, 21, 22)]
-    packing = pack(rows, [[0, 1, 2], [3]])
+    rows = [keys(1, 2, 3, 4, 5, 6), keys(1, 2, 3, 7), keys(1, 2, 3, 4, 9), keys(20, 21, 22), keys(1, 2, 3, 7), keys(1, 2, 8)]
+    packing = pack(rows)
+    assert packing.num_new == (6, 1, 1, 3, 0, 1)
     generator = torch.Generator().manual_seed(0)
     num_tokens = len(packing.source)
     query = torch.randn(1, 4, num_tokens, 8, generator=generator)
