@@ -1,9 +1,13 @@
 """`ServeToolClient`: calls the tool deployments through handles, from any process of the cluster.
 
 Invariants: at most `max_in_flight` calls of a process are out at once; every attempt and every wait is bounded; a
-picture is stored once per process (by content hash) and travels by reference; back pressure and dead replicas are
-waited for, counted and logged, never scored. A tool is found in its family's application, whose name begins with
-`app_name`. One client per process and event loop. Implements `ToolClient`; used by the generator actors and the expert.
+picture is stored once per process (by content hash) and travels by reference, once per tool; back pressure and dead
+replicas are waited for, counted and logged, never scored. A tool is found in its family's application, whose name begins
+with `app_name`. One client per process and event loop. Implements `ToolClient`; used by the generator actors and the expert.
+
+A call whose pictures the tool was sent before goes as one gRPC message with their keys, answered by one message: the way
+through Ray's objects takes three trips (accepted, answer, fetch) and four times as long. That way remains for what a message
+cannot carry, and for every retry.
 """
 
 from __future__ import annotations
@@ -12,12 +16,12 @@ import asyncio
 import logging
 import random
 import time
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-import ray
+import grpc
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, RayServeException
@@ -28,13 +32,22 @@ from medvista_ray.tools.base import Tool, ToolContext
 from medvista_ray.tools.catalog import load_tools, unknown_tool
 from medvista_ray.tools.execution import check, failure
 from medvista_ray.tools.statistics import CallStatistics, ToolStats
-from medvista_ray.types import MedImage, ToolOutcome
+from medvista_ray.types import ToolOutcome
 from serve_apps.args import application_name
-from serve_apps.wire import pack_mask, unpack_masks
+from serve_apps.pictures import ImageRefs
+from serve_apps.wire import Packed, PackedMask, pack_mask, unpack_masks
 
 _log = logging.getLogger(__name__)
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 8.0
+
+
+@dataclass(frozen=True)
+class _Ways:
+    """One tool's handle, twice: for `ToolReplica.call_known` and for `ToolReplica.call`."""
+
+    message: DeploymentHandle[Any]
+    reference: DeploymentHandle[Any]
 
 
 class ServeToolClient:
@@ -62,7 +75,7 @@ class ServeToolClient:
         self._specs = {spec.name: spec for spec in self.specs}
         self._limits_s = {spec.name: (tool_timeout_s or {}).get(spec.name, timeout_s) + queue_s for spec in self.specs}
         self._slots = asyncio.Semaphore(max_in_flight)
-        self._handles: dict[str, DeploymentHandle[Any]] = {}
+        self._handles: dict[str, _Ways] = {}
         self._images = ImageRefs(image_cache_mib << 20)
         self._statistics = CallStatistics()
 
@@ -84,17 +97,17 @@ class ServeToolClient:
     def close(self) -> None:
         """End the handles' threads, which would go on to report figures to a controller that may be gone."""
         while self._handles:
-            self._handles.popitem()[1].shutdown()
+            self._handles.popitem()[1].reference.shutdown()  # of both: they share a router
 
     async def _reach(self, name: str, arguments: Mapping[str, Any], context: ToolContext) -> ToolOutcome:
         async with self._slots:
             num_retries = 0
             while True:
                 try:
-                    attempt = self._attempt(name, arguments, context)
-                    outcome = await asyncio.wait_for(attempt, self._limits_s[name])
+                    async with asyncio.timeout(self._limits_s[name]):
+                        outcome = await self._attempt(name, arguments, context, is_retry=num_retries > 0)
                     return replace(outcome, num_retries=num_retries)
-                except (RayError, RayServeException, TimeoutError) as error:  # fault boundary: infrastructure
+                except (RayError, RayServeException, grpc.RpcError, TimeoutError) as error:  # fault boundary: infrastructure
                     self._note(name, error, context)
                     if num_retries == self.num_retries:
                         words = f"tool {name!r} of application {self._application(name)!r}: {num_retries + 1} attempts failed"
@@ -102,25 +115,27 @@ class ServeToolClient:
                 await asyncio.sleep(_pause_s(num_retries))
                 num_retries += 1
 
-    async def _attempt(self, name: str, arguments: Mapping[str, Any], context: ToolContext) -> ToolOutcome:
+    async def _attempt(self, name: str, arguments: Mapping[str, Any], context: ToolContext, is_retry: bool) -> ToolOutcome:
         """One attempt; back pressure is waited out here and does not count as a retry."""
         for num_waits in range(1 << 30):
             try:
-                handle = await self._handle(name)
-                outcome, masks = await _result(self._send(handle, arguments, context))
-                return unpack_masks(outcome, masks)
+                ways = await self._handle(name)
+                packed: Packed | None = None
+                if not is_retry and self._images.known_to(name, context.images.values()):
+                    keys = {index: image.key for index, image in context.images.items()}
+                    packed = await _result(ways.message.remote(dict(arguments), _sizes(context), keys, _masks(context)))
+                return unpack_masks(*(packed or await self._by_reference(ways, name, arguments, context)))
             except BackPressureError:
                 self.num_back_pressure += 1
                 await asyncio.sleep(_pause_s(min(num_waits, 3)) * 0.2)
         raise AssertionError("unreachable: the caller's time-out ends the loop")
 
-    def _send(self, handle: DeploymentHandle[Any], arguments: Mapping[str, Any], context: ToolContext) -> Any:
-        sizes = context.num_images, context.num_masks
-        masks = {index: pack_mask(mask) for index, mask in context.masks.items()}
-        images = [self._images.ref(image) for image in context.images.values()]
-        return handle.remote(dict(arguments), sizes, list(context.images), masks, *images)
+    async def _by_reference(self, ways: _Ways, name: str, arguments: Mapping[str, Any], context: ToolContext) -> Packed:
+        images = [self._images.ref(image, name) for image in context.images.values()]
+        response = ways.reference.remote(dict(arguments), _sizes(context), list(context.images), _masks(context), *images)
+        return await _result(response)
 
-    async def _handle(self, name: str) -> DeploymentHandle[Any]:
+    async def _handle(self, name: str) -> _Ways:
         """One handle per tool: each keeps a long-poll client, so making many leaks."""
         if name not in self._handles:
             try:
@@ -129,7 +144,9 @@ class ServeToolClient:
             except KeyError as error:
                 words = f"application {self._application(name)!r} serves no tool {name!r}; deploy it first"
                 raise ToolInfrastructureError(words) from error
-            self._handles.setdefault(name, handle.options(method_name="call"))
+            reference = handle.options(method_name="call", _by_reference=True)
+            message = handle.options(method_name="call_known", _by_reference=False)
+            self._handles.setdefault(name, _Ways(message, reference))
         return self._handles[name]
 
     def _application(self, name: str) -> str:
@@ -141,40 +158,25 @@ class ServeToolClient:
         _log.warning("tool %s: %s", name, _first_line(error))
 
 
-class ImageRefs:
-    """References to stored pictures by content hash, the least recently used forgotten first."""
+def _sizes(context: ToolContext) -> tuple[int, int]:
+    return context.num_images, context.num_masks
 
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
-        self._num_bytes = 0
-        self._refs: OrderedDict[str, tuple[ray.ObjectRef[MedImage], int]] = OrderedDict()
 
-    def __len__(self) -> int:
-        return len(self._refs)
-
-    def ref(self, image: MedImage) -> ray.ObjectRef[MedImage]:
-        """A reference to `image`; it is stored if no equal picture is."""
-        key = image.key  # computed before it is stored, so that the hash travels along
-        if key not in self._refs:
-            self._refs[key] = (ray.put(image), image.pixels.nbytes)
-            self._num_bytes += image.pixels.nbytes
-        self._refs.move_to_end(key)
-        while self._num_bytes > self._max_bytes and len(self._refs) > 1:
-            self._num_bytes -= self._refs.popitem(last=False)[1][1]
-        return self._refs[key][0]
-
-    def forget(self, images: Iterable[MedImage]) -> None:
-        """Store these anew next time."""
-        for image in images:
-            entry = self._refs.pop(image.key, None)
-            self._num_bytes -= entry[1] if entry else 0
+def _masks(context: ToolContext) -> dict[int, PackedMask]:
+    return {index: pack_mask(mask) for index, mask in context.masks.items()}
 
 
 async def _result(response: DeploymentResponse[Any]) -> Any:
-    """Await a response; if the waiting is given up, so is the request."""
+    """Await a response; if the waiting is given up, so is the request.
+
+    A replica that is taken away cancels what it runs, and Serve would show that as the cancellation of whoever waits.
+    """
+    task = asyncio.current_task()
     try:
         return await response
-    except asyncio.CancelledError:
+    except asyncio.CancelledError as error:
+        if task is not None and not task.cancelling():
+            raise RayServeException("the replica gave the call up") from error
         response.cancel()
         raise
 

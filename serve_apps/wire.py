@@ -1,6 +1,7 @@
-"""How masks travel between a client and a tool replica: one bit per pixel instead of one byte.
+"""How a call's masks and its outcome travel between a client and a tool replica.
 
-A 512 x 512 mask is then 32 kB, which Ray sends inline with the message and not through its object store.
+Masks take one bit per pixel instead of one byte: a 512 x 512 mask is then 32 kB. Invariant: what exceeds
+`MAX_MESSAGE_BYTES` is not sent as one message but goes through Ray's object store.
 """
 
 from __future__ import annotations
@@ -11,6 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medvista_ray.types import Mask, ToolOutcome
+from serve_apps.pictures import num_bytes
+
+MAX_MESSAGE_BYTES = 3 << 20
+"""Pictures and masks of one message; gRPC, and Serve with it, refuses to receive more than 4 MiB in all."""
+
+Packed = tuple[ToolOutcome, "tuple[PackedMask, ...]"]
+"""An outcome without its masks, and these packed."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +44,7 @@ def unpack_mask(packed: PackedMask) -> Mask:
     return Mask(packed.image_index, flat.astype(bool).reshape(packed.shape))
 
 
-def pack_masks(outcome: ToolOutcome) -> tuple[ToolOutcome, tuple[PackedMask, ...]]:
+def pack_masks(outcome: ToolOutcome) -> Packed:
     """The outcome without its masks, and these packed."""
     if outcome.result is None or not outcome.result.masks:
         return outcome, ()
@@ -50,3 +58,10 @@ def unpack_masks(outcome: ToolOutcome, packed: tuple[PackedMask, ...]) -> ToolOu
         return outcome
     masks = tuple(unpack_mask(mask) for mask in packed)
     return replace(outcome, result=replace(outcome.result, masks=masks))
+
+
+def fits_message(packed: Packed) -> bool:
+    """Whether one message may carry that."""
+    outcome, masks = packed
+    images = outcome.result.images if outcome.result is not None else ()
+    return sum(map(num_bytes, images)) + sum(mask.bits.nbytes for mask in masks) <= MAX_MESSAGE_BYTES

@@ -95,6 +95,85 @@ def test_a_picture_is_stored_once_per_process(application: str) -> None:
     assert run(body) == 1
 
 
+def ways(client: Any) -> list[str]:
+    """Which way each later call of `measure` and `zoom_in` goes, as it goes."""
+    taken: list[str] = []
+    by_reference, images = client._by_reference, client._images
+    known_to = images.known_to
+
+    async def counted(*args: Any) -> Any:
+        taken.append("reference")
+        return await by_reference(*args)
+
+    def asked(*args: Any) -> bool:
+        known = known_to(*args)
+        taken.extend(["message"] * known)
+        return known
+
+    client._by_reference, images.known_to = counted, asked
+    return taken
+
+
+def test_a_picture_travels_once_per_tool_and_again_when_a_replica_no_longer_has_it(application: str) -> None:
+    async def body(client: Any) -> None:
+        taken, outcomes = ways(client), []
+        for _ in range(3):
+            outcomes.append(await client.call("measure", {"bbox": [1, 2, 300, 400]}, context()))
+        assert taken == ["reference", "message", "message"]
+        assert all(same(outcome, outcomes[0]) for outcome in outcomes)
+        assert outcomes[0].result is not None
+        other = ToolContext({0: MedImage(context().image(0).pixels + 1, "CT", (0.7, 0.9), "HU", (0.0, 100.0))}, {})
+        client._images.ref(other.image(0), "measure")  # as if it had been sent, to a replica that has gone
+        assert (await client.call("measure", {"bbox": [1, 2, 300, 400]}, other)).error is None
+        assert taken[3:] == ["message", "reference"]
+
+    run(body)
+
+
+def test_a_result_too_large_for_a_message_comes_by_reference(application: str) -> None:
+    large = {"bbox": [0, 0, 1000, 1000], "scale": 16.0}
+
+    async def body(client: Any) -> None:
+        first = await client.call("zoom_in", large, context())
+        taken = ways(client)
+        again = await client.call("zoom_in", large, context())
+        assert taken in (["message"], ["message", "reference"])
+        assert (taken[-1] == "reference") == (again.result.images[0].pixels.nbytes > 3 << 20)
+        assert same(first, again)
+
+    run(body)
+
+
+def test_a_call_that_a_replica_gives_up_is_retried_and_cancels_nobody() -> None:
+    from ray.serve.exceptions import RayServeException
+
+    from serve_apps.tool_client import _result
+
+    class Response:
+        num_cancelled = 0
+
+        def __init__(self, pause_s: float) -> None:
+            self.pause_s = pause_s
+
+        def cancel(self) -> None:
+            Response.num_cancelled += 1
+
+        def __await__(self) -> Any:
+            yield from asyncio.sleep(self.pause_s).__await__()
+            raise asyncio.CancelledError
+
+    async def body() -> None:
+        with pytest.raises(RayServeException, match="gave the call up"):
+            await _result(Response(0.0))
+        assert Response.num_cancelled == 0
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await _result(Response(5.0))
+        assert Response.num_cancelled == 1
+
+    asyncio.run(body())
+
+
 def test_a_call_that_takes_too_long_is_an_observation(application: str) -> None:
     outcome = run(lambda client: client.call("sleep", {"seconds": 2.4}, context()))
     assert outcome.error == ErrorCode.E5

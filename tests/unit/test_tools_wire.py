@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from medvista_ray.types import ErrorCode, Mask, ToolOutcome, ToolResult
-from serve_apps.wire import pack_mask, pack_masks, unpack_mask, unpack_masks
+from medvista_ray.types import ErrorCode, Mask, MedImage, ToolOutcome, ToolResult
+from serve_apps.wire import MAX_MESSAGE_BYTES, fits_message, pack_mask, pack_masks, unpack_mask, unpack_masks
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (7, 13), (512, 512)])
@@ -31,3 +31,17 @@ def test_an_outcome_keeps_all_but_its_masks_while_it_travels() -> None:
     assert np.array_equal(back.result.masks[0].pixels, pixels)
     error = ToolOutcome(None, ErrorCode.E4, "nothing")
     assert unpack_masks(*pack_masks(error)) is error
+
+
+def test_a_message_carries_pictures_and_masks_up_to_its_bound() -> None:
+    image = MedImage(np.zeros((1024, 1024), np.uint8), "CT")
+    assert num_fitting(image) == MAX_MESSAGE_BYTES >> 20
+    mask = Mask(0, np.ones((8192, 8192), bool))
+    assert fits_message(pack_masks(ToolOutcome(None, ErrorCode.E4, "nothing")))
+    outcomes = [ToolOutcome(ToolResult("", images=(image,) * 2, masks=(mask,) * number)) for number in (0, 1)]
+    assert [fits_message(pack_masks(outcome)) for outcome in outcomes] == [True, False]
+
+
+def num_fitting(image: MedImage) -> int:
+    """How many of these one message carries."""
+    return next(n for n in range(99) if not fits_message(pack_masks(ToolOutcome(ToolResult("", images=(image,) * n))))) - 1
