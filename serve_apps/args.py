@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import ray
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from medvista_ray.errors import ConfigError
@@ -18,6 +19,9 @@ from medvista_ray.tools.settings import Seconds, ToolScaling, ToolsConfig, ToolS
 from serve_apps.autoscaling import POLICY
 
 _DRAIN_S = 5.0
+_SAME_LOOP = {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}
+"""Serve would hand each call and each answer from its own event loop to a second one, which `ToolReplica` has no need of:
+its tool computes in threads. Serve reads this in the replica's process when it is imported there."""
 
 
 class ToolsAppArgs(ToolServing):
@@ -67,6 +71,7 @@ def deployment_options(args: ToolsAppArgs, tool: str) -> dict[str, Any]:
     replicas: dict[str, Any] = {"num_replicas": args.num_replicas}
     if args.scaling is not None:
         replicas = {"autoscaling_config": _autoscaling(args.scaling)}
+    resources = {"num_cpus": args.num_cpus, "num_gpus": args.num_gpus.get(tool, 0.0)}
     return {
         "name": tool,
         **replicas,
@@ -75,10 +80,16 @@ def deployment_options(args: ToolsAppArgs, tool: str) -> dict[str, Any]:
         "health_check_period_s": args.health_check_period_s,
         "health_check_timeout_s": args.health_check_timeout_s,
         "graceful_shutdown_timeout_s": _DRAIN_S if args.scaling is None else args.limit_s(tool) + _DRAIN_S,
-        "ray_actor_options": {"num_cpus": args.num_cpus, "num_gpus": args.num_gpus.get(tool, 0.0)},
+        "ray_actor_options": {**resources, "runtime_env": _runtime_env()},
         "max_constructor_retry_count": 2,
         "logging_config": {"enable_access_log": False},  # a line per call, flushed while the caller waits
     }
+
+
+def _runtime_env() -> dict[str, Any]:
+    """The job's (or the building task's), which Serve replaces by a deployment's own, with our variable added."""
+    inherited: dict[str, Any] = dict(ray.get_runtime_context().runtime_env) if ray.is_initialized() else {}
+    return {**inherited, "env_vars": {**inherited.get("env_vars", {}), **_SAME_LOOP}}
 
 
 def _autoscaling(scaling: ToolScaling) -> AutoscalingConfig:

@@ -207,3 +207,22 @@ def test_a_host_tells_how_much_work_waits() -> None:
     assert busy["backlog_s"] == pytest.approx(4 * busy["service_s"] / 4)
     assert (idle["backlog_s"], idle["busy"]) == (0.0, 0.0)
     assert idle["service_s"] < busy["service_s"]  # 0.05 s a call against a first guess of 0.1 s
+
+
+def test_a_replica_has_the_environment_of_the_job_that_deploys_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from serve_apps import args as served
+    from serve_apps.args import ToolsAppArgs, deployment_options
+
+    ours = {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}
+
+    def runtime_env() -> dict[str, Any]:
+        options = deployment_options(ToolsAppArgs(family="parse"), "measure")
+        return options["ray_actor_options"]["runtime_env"]
+
+    monkeypatch.setattr(served.ray, "is_initialized", lambda: False)
+    assert runtime_env() == {"env_vars": ours}
+    job = {"working_dir": "gcs://code.zip", "env_vars": {"OMP_NUM_THREADS": "1"}}
+    monkeypatch.setattr(served.ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(served.ray, "get_runtime_context", lambda: SimpleNamespace(runtime_env=job))
+    assert runtime_env() == {"working_dir": "gcs://code.zip", "env_vars": {"OMP_NUM_THREADS": "1", **ours}}
+    assert job["env_vars"] == {"OMP_NUM_THREADS": "1"}
