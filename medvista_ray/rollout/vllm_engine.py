@@ -341,24 +341,25 @@ class VllmEngine:
     async def _receive(self, manifest: Manifest, send: Send) -> None:
         await receive(self._running(), manifest, send)
         try:
-            await self._finish(manifest.version)
+            await self._running().finish_weight_update()
+            await self._commit(manifest.version)
         # Whatever the loader raises: what came is in the model in part, and the version before is nowhere any more.
         except Exception as error:
             self.shutdown()
             raise WeightUpdateError(f"version {manifest.version} was not loaded, nothing is left: {error}") from error
 
     async def _apply(self, path: str, version: int) -> None:
-        engine = self._running()
-        await control(engine, "start", {})
-        await control(engine, "update", {"path": path})
-        await self._finish(version)
+        await self._running().collective_rpc("load_weight_file", args=(path,))
+        await self._commit(version)
 
-    async def _finish(self, version: int) -> None:
+    async def _commit(self, version: int) -> None:
+        """The model holds `version`: say so, and forget what older weights encoded. Both calls travel together."""
         engine = self._running()
-        await engine.finish_weight_update(weight_version=str(version))
-        self._version = version
+        calls = [engine.update_weight_version(str(version))]
         if self.settings.train_vision:
-            await engine.reset_encoder_cache()
+            calls.append(engine.reset_encoder_cache())
+        await asyncio.gather(*calls)
+        self._version = version
 
 
 class _BusyClock:

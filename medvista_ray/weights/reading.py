@@ -43,7 +43,7 @@ class SegmentReader:
 
     def __init__(self, max_mapped: int = MAX_SEGMENTS) -> None:
         self._max_mapped = max_mapped
-        self._mapped: OrderedDict[tuple[int, int, int], Bytes] = OrderedDict()
+        self._mapped: OrderedDict[tuple[int, int, int], _Mapped] = OrderedDict()
         """By device, inode and size; the one read last at the end. What is mapped keeps its inode."""
 
     def read(self, path: Path) -> Iterator[tuple[str, torch.Tensor]]:
@@ -53,20 +53,20 @@ class SegmentReader:
         """
         if _is_named(path):
             return read_tensors(path)
-        return _views(self._map(path))
+        return iter(self._map(path).tensors().items())
 
     def close(self) -> None:
         """Forget all mappings. Idempotent."""
         self._mapped.clear()
 
-    def _map(self, path: Path) -> Bytes:
+    def _map(self, path: Path) -> _Mapped:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             of = os.fstat(fd)
             key = of.st_dev, of.st_ino, of.st_size
             if key not in self._mapped:
                 flags = mmap.MAP_SHARED | mmap.MAP_POPULATE
-                self._mapped[key] = np.frombuffer(mmap.mmap(fd, of.st_size, flags, mmap.PROT_READ), np.uint8)
+                self._mapped[key] = _Mapped(np.frombuffer(mmap.mmap(fd, of.st_size, flags, mmap.PROT_READ), np.uint8))
         finally:
             os.close(fd)
         self._mapped.move_to_end(key)
@@ -80,15 +80,30 @@ def _is_named(path: Path) -> bool:
     return path.is_dir() or os.stat(path).st_nlink > 0
 
 
-def _views(data: Bytes) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors of a segment's bytes, as `Layout` put them."""
+class _Mapped:
+    """A segment's bytes, and the views that were made of them: the next version lies as the last one did."""
+
+    def __init__(self, data: Bytes) -> None:
+        self._data = data
+        self._layout: dict[str, Any] = {}
+        self._tensors: dict[str, torch.Tensor] = {}
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The tensors that are there now, as `Layout` put them."""
+        begin = 8 + int.from_bytes(self._data[:8].tobytes(), "little")
+        layout: dict[str, Any] = json.loads(self._data[8:begin].tobytes())
+        layout["__metadata__"] = begin  # in place of the key, which differs each time
+        if layout != self._layout or list(layout) != list(self._layout):
+            self._layout, self._tensors = layout, dict(_views(self._data, layout, begin))
+        return self._tensors
+
+
+def _views(data: Bytes, layout: dict[str, Any], begin: int) -> Iterator[tuple[str, torch.Tensor]]:
     import torch
 
-    begin = 8 + int.from_bytes(data[:8].tobytes(), "little")
-    entries: dict[str, Any] = json.loads(data[8:begin].tobytes())
     with warnings.catch_warnings(action="ignore", category=UserWarning):  # torch knows no memory that is only read
         content = torch.from_numpy(data)[begin:]
-    for name, entry in entries.items():
+    for name, entry in layout.items():
         if name != "__metadata__":
             first, end = entry["data_offsets"]
             yield name, content[first:end].view(getattr(torch, _NAMES[entry["dtype"]])).view(entry["shape"])

@@ -1,9 +1,9 @@
 """The engines' end of the shared-memory transport, inside vLLM's process: a mapped safetensors file into a live model.
 
 Invariant: after `finish_weight_update` the model computes exactly what a fresh engine on the same weights computes.
-Two things would break it silently: linear layers that were repacked for the CPU at load (vLLM's layerwise reload
-redoes them), and the LM head of tied embeddings, which receives no tensor of its own and keeps its OLD repacked
-weights (`retie`). Called by vLLM only.
+Two things would break it silently: linear layers that were repacked for the CPU at load (`weights.vllm_in_place` and
+vLLM's layerwise reload redo them), and the LM head of tied embeddings, which receives no tensor of its own and keeps its
+OLD repacked weights (`retie`). Called by vLLM only.
 """
 
 from __future__ import annotations
@@ -28,11 +28,14 @@ from vllm.model_executor.model_loader.reload.layerwise import (
 from vllm.v1.core.sched import output as scheduler_output
 
 from medvista_ray.weights.reading import SegmentReader
+from medvista_ray.weights.vllm_in_place import InPlace
+from medvista_ray.weights.vllm_packing import install
 from medvista_ray.weights.vllm_plugin import bind_cores, end_with_parent, register
 
 register()
 bind_cores()
 end_with_parent()
+install()
 
 
 def _keep_pixels(mm_features: Any, *_: Any, **__: Any) -> Any:
@@ -46,7 +49,13 @@ scheduler_output.strip_covered_mm_data = _keep_pixels  # pyright: ignore[reportP
 
 
 class RegisterOnImport:
-    """A worker extension without methods: what importing this module does is all that is wanted."""
+    """A worker extension: importing this module does most of what is wanted of it."""
+
+    def load_weight_file(self: Any, path: str) -> None:
+        """The three steps of an update, in one call to the engine's process: each costs a millisecond or more of the pause."""
+        self.start_weight_update()
+        self.update_weights({"path": path})
+        self.finish_weight_update()
 
 
 @dataclass
@@ -62,7 +71,7 @@ class FromFile(WeightTransferUpdateInfo):
 
 
 class SharedMemoryTransfer(WeightTransferEngine[NoInit, FromFile]):
-    """Loads a file's tensors into the running model, layer by layer."""
+    """Loads a file's tensors into the running model: in place, or layer by layer where the model or the file needs that."""
 
     init_info_cls = NoInit
     update_info_cls = FromFile
@@ -76,21 +85,24 @@ class SharedMemoryTransfer(WeightTransferEngine[NoInit, FromFile]):
         """
         self._tied_heads = tied_heads(self.model)
         self._segments = SegmentReader()
+        self._in_place = InPlace(self.model)
         # Layers without a tensor of their own (frozen ones) are expected, so don't warn of each.
         logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").setLevel(logging.ERROR)
 
     def start_weight_update(self) -> None:
-        """Put the model into loading state (vLLM restores the checkpoint's layout on the meta device)."""
+        """Make the model whole again if the update before did not finish."""
         abandon_unfinished_update(self.model)
-        initialize_layerwise_reload(self.model)
 
     def receive_weights(self, update_info: FromFile) -> None:
         """Load each tensor of the file. Raises what safetensors or the model's loader raises."""
         model: Any = self.model
-        model.load_weights(self._segments.read(Path(update_info.path)))
+        tensors = dict(self._segments.read(Path(update_info.path)))
+        if not self._in_place.load(tensors):
+            initialize_layerwise_reload(model)
+            model.load_weights(iter(tensors.items()))
 
     def finish_weight_update(self) -> None:
-        """Repack the layers, put back those that got nothing, and give the LM head the new embeddings."""
+        """Repack the layers that wait for it, put back those that got nothing, and give the LM head the new embeddings."""
         finalize_layerwise_reload(self.model, self.model_config)
         for head, embedding in self._tied_heads:
             retie(head, embedding)
