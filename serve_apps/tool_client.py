@@ -25,7 +25,7 @@ import grpc
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, RayServeException
-from ray.serve.handle import DeploymentHandle, DeploymentResponse
+from ray.serve.handle import DeploymentHandle
 
 from medvista_ray.errors import ToolInfrastructureError
 from medvista_ray.tools.base import Tool, ToolContext
@@ -175,8 +175,8 @@ def _masks(context: ToolContext) -> dict[int, PackedMask]:
     return {index: pack_mask(mask) for index, mask in context.masks.items()}
 
 
-async def _result(response: DeploymentResponse[Any]) -> Any:
-    """Await a response; if the waiting is given up, so is the request.
+async def _result(response: Any) -> Any:
+    """Await a DeploymentResponse; if the waiting is given up, so is the request.
 
     A replica that is taken away cancels what it runs, and Serve would show that as the cancellation of whoever waits.
     """
