@@ -17,6 +17,7 @@ import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -38,6 +39,8 @@ CALLS: dict[str, tuple[str, dict[str, Any]]] = {
     "knowledge": ("search_text", {"query": "enlarged heart"}),
 }
 """One call per family."""
+LIGHT = ("zoom_in", "measure")
+"""The others' own times spread wider than the overhead."""
 IN_FLIGHT = 32
 MAX_REPLICAS = 3
 TIMEOUT_S = 600.0
@@ -85,7 +88,7 @@ async def timed(client: ToolClient, name: str, arguments: dict[str, Any], contex
 
 
 async def overhead(served: ToolClient, local: ToolClient, context: ToolContext, num: int) -> dict[str, Any]:
-    """Time of a call through Serve less that of the same call in this process, per tool; the picture by reference."""
+    """Time of a call through Serve less that of the same call in this process, per tool; the picture goes by its hash."""
     figures: dict[str, Any] = {}
     for name, arguments in CALLS.values():
         for client in (local, served):
@@ -96,6 +99,20 @@ async def overhead(served: ToolClient, local: ToolClient, context: ToolContext, 
         }
         figures[name]["in_process_p50_ms"] = round(float(np.median(inside)) * 1e3, 3)
     return figures
+
+
+async def new_picture_overhead(served: ToolClient, local: ToolClient, context: ToolContext, num: int) -> float:
+    """The same in ms for calls whose picture the tool has not seen, the larger of LIGHT at the median."""
+    image, worst = context.image(0), 0.0
+    for tool, name in enumerate(LIGHT):
+        (arguments,) = (arguments for called, arguments in CALLS.values() if called == name)
+        pictures = [replace(image, pixels=image.pixels + 1 + tool * num + i) for i in range(num)]
+        contexts = [ToolContext({0: one}, {}) for one in pictures]
+        inside, through = [
+            np.concatenate([await timed(client, name, arguments, one, 1) for one in contexts]) for client in (local, served)
+        ]
+        worst = max(worst, float(np.median(through) - np.median(inside)) * 1e3)
+    return round(worst, 3)
 
 
 async def throughput(client: ToolClient, context: ToolContext, num: int) -> dict[str, float]:
@@ -190,10 +207,11 @@ def speed(args: Namespace) -> dict[str, Any]:
 
     async def body(client: Any) -> dict[str, Any]:
         per_tool = await overhead(client, local, context, args.num_repeats)
-        light = [per_tool[name] for name in ("zoom_in", "measure")]  # the others' own times spread wider than the overhead
+        light = [per_tool[name] for name in LIGHT]
         return {
             "overhead_p50_ms": max(figures["p50_ms"] for figures in light),
             "overhead_p95_ms": max(figures["p95_ms"] for figures in light),
+            "overhead_new_picture_p50_ms": await new_picture_overhead(client, local, context, args.num_repeats // 3),
             "overhead": per_tool,
             "calls_per_s": await throughput(client, context, args.num_repeats),
         }

@@ -1,8 +1,8 @@
 """Pictures on their way to the tools, by content hash: references at the caller, the pictures themselves at a replica.
 
 Invariants: both sides are bounded by bytes, the least recently used forgotten first, so that an absent picture is never
-an error: a caller stores it anew, a replica asks for it again. What a replica keeps is a view of the object store's
-memory and no copy. Used by `serve_apps.tool_client` and `serve_apps.tools`, each on one event loop.
+an error: a caller sends it anew, a replica asks for it again. What a replica keeps is read-only, so that no tool changes
+what another call sees. Used by `serve_apps.tool_client` and `serve_apps.tools`, each on one event loop.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ def num_bytes(image: MedImage) -> int:
 
 @dataclass
 class _Stored:
-    ref: ray.ObjectRef[MedImage]
     num_bytes: int
+    ref: ray.ObjectRef[MedImage] | None = None
     tools: set[str] = field(default_factory=set[str])
     """Those that it was sent to."""
 
 
 class ImageRefs:
-    """References to stored pictures, and which tools were sent them."""
+    """Which tools were sent which pictures, and references to those that had to be stored."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
@@ -43,31 +43,43 @@ class ImageRefs:
     def __len__(self) -> int:
         return len(self._stored)
 
-    def known_to(self, tool: str, images: Iterable[MedImage]) -> bool:
-        """Whether all were sent to that tool, so that their keys may do."""
+    def unknown_to(self, tool: str, images: Iterable[MedImage]) -> list[MedImage]:
+        """Those that were not sent to that tool; of the others the keys may do."""
+        unknown: list[MedImage] = []
         for image in images:
             stored = self._stored.get(image.key)
             if stored is None or tool not in stored.tools:
-                return False
-            self._stored.move_to_end(image.key)
-        return True
+                unknown.append(image)
+            else:
+                self._stored.move_to_end(image.key)
+        return unknown
 
-    def ref(self, image: MedImage, tool: str) -> ray.ObjectRef[MedImage]:
-        """A reference to `image` for that tool; it is stored if no equal picture is."""
-        key = image.key  # computed before it is stored, so that the hash travels along
-        if key not in self._stored:
-            self._stored[key] = _Stored(ray.put(image), num_bytes(image))
-            self._num_bytes += num_bytes(image)
-        stored = self._stored[key]
-        self._stored.move_to_end(key)
-        if stored.num_bytes <= KEPT_BYTES:
-            stored.tools.add(tool)
-        while self._num_bytes > self._max_bytes and len(self._stored) > 1:
-            self._num_bytes -= self._stored.popitem(last=False)[1].num_bytes
+    def sent(self, tool: str, images: Iterable[MedImage]) -> None:
+        """That tool has these now."""
+        for image in images:
+            stored = self._entry(image)
+            if stored.num_bytes <= KEPT_BYTES:
+                stored.tools.add(tool)
+
+    def ref(self, image: MedImage) -> ray.ObjectRef[MedImage]:
+        """A reference to `image`; it is stored if no equal picture is."""
+        stored = self._entry(image)  # its key is computed before it is stored, so that the hash travels along
+        if stored.ref is None:
+            stored.ref = ray.put(image)
         return stored.ref
 
+    def _entry(self, image: MedImage) -> _Stored:
+        key = image.key
+        if key not in self._stored:
+            self._stored[key] = _Stored(num_bytes(image))
+            self._num_bytes += num_bytes(image)
+        self._stored.move_to_end(key)
+        while self._num_bytes > self._max_bytes and len(self._stored) > 1:
+            self._num_bytes -= self._stored.popitem(last=False)[1].num_bytes
+        return self._stored[key]
+
     def forget(self, images: Iterable[MedImage]) -> None:
-        """Store these anew next time."""
+        """Send these anew next time."""
         for image in images:
             stored = self._stored.pop(image.key, None)
             self._num_bytes -= stored.num_bytes if stored else 0
@@ -84,6 +96,8 @@ class KeptPictures:
     def keep(self, image: MedImage) -> None:
         """Keep it in place of the least recently used ones, unless it is larger than the bound by itself."""
         if image.key not in self._pictures and num_bytes(image) <= self._max_bytes:
+            for array in (image.pixels, image.slices) if isinstance(image, VolumeImage) else (image.pixels,):
+                array.flags.writeable = False
             self._pictures[image.key] = image
             self._num_bytes += num_bytes(image)
         if image.key in self._pictures:

@@ -1,13 +1,13 @@
 """`ServeToolClient`: calls the tool deployments through handles, from any process of the cluster.
 
 Invariants: at most `max_in_flight` calls of a process are out at once; every attempt and every wait is bounded; a
-picture is stored once per process (by content hash) and travels by reference, once per tool; back pressure and dead
-replicas are waited for, counted and logged, never scored. A tool is found in its family's application, whose name begins
+picture travels once per tool and then by its content hash; back pressure and dead replicas are waited for, counted and
+logged, never scored. A tool is found in its family's application, whose name begins
 with `app_name`. One client per process and event loop. Implements `ToolClient`; used by the generator actors and the expert.
 
-A call whose pictures the tool was sent before goes as one gRPC message with their keys, answered by one message: the way
-through Ray's objects takes three trips (accepted, answer, fetch) and four times as long. That way remains for what a message
-cannot carry, and for every retry.
+A call goes as one gRPC message with the pictures' keys, those new to the tool along, answered by one message: the way through
+Ray's objects takes three trips (accepted, answer, fetch) and four times as long. That way, with pictures stored once per
+process, remains for what a message cannot carry, for a replica that lacks a picture, and for every retry.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import grpc
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, RayServeException
-from ray.serve.handle import DeploymentHandle, DeploymentResponse
+from ray.serve.handle import DeploymentHandle
 
 from medvista_ray.errors import ToolInfrastructureError
 from medvista_ray.tools.base import Tool, ToolContext
@@ -34,8 +34,8 @@ from medvista_ray.tools.execution import check, failure
 from medvista_ray.tools.statistics import CallStatistics, ToolStats
 from medvista_ray.types import ToolOutcome
 from serve_apps.args import application_name
-from serve_apps.pictures import ImageRefs
-from serve_apps.wire import Packed, PackedMask, pack_mask, unpack_masks
+from serve_apps.pictures import ImageRefs, num_bytes
+from serve_apps.wire import MAX_MESSAGE_BYTES, Packed, PackedMask, pack_mask, unpack_masks
 
 _log = logging.getLogger(__name__)
 _FIRST_PAUSE_S = 0.5
@@ -120,20 +120,29 @@ class ServeToolClient:
         for num_waits in range(1 << 30):
             try:
                 ways = await self._handle(name)
-                packed: Packed | None = None
-                if not is_retry and self._images.known_to(name, context.images.values()):
-                    keys = {index: image.key for index, image in context.images.items()}
-                    packed = await _result(ways.message.remote(dict(arguments), _sizes(context), keys, _masks(context)))
+                packed = None if is_retry else await self._by_message(ways, name, arguments, context)
                 return unpack_masks(*(packed or await self._by_reference(ways, name, arguments, context)))
             except BackPressureError:
                 self.num_back_pressure += 1
                 await asyncio.sleep(_pause_s(min(num_waits, 3)) * 0.2)
         raise AssertionError("unreachable: the caller's time-out ends the loop")
 
+    async def _by_message(self, ways: _Ways, name: str, arguments: Mapping[str, Any], context: ToolContext) -> Packed | None:
+        """None if that way does not do: the pictures are too large, the outcome is, or the replica lacks one."""
+        new = self._images.unknown_to(name, context.images.values())
+        if sum(map(num_bytes, new)) > MAX_MESSAGE_BYTES:
+            return None
+        keys = {index: image.key for index, image in context.images.items()}
+        packed = await _result(ways.message.remote(dict(arguments), _sizes(context), keys, _masks(context), new))
+        self._images.sent(name, new)
+        return packed
+
     async def _by_reference(self, ways: _Ways, name: str, arguments: Mapping[str, Any], context: ToolContext) -> Packed:
-        images = [self._images.ref(image, name) for image in context.images.values()]
+        images = [self._images.ref(image) for image in context.images.values()]
         response = ways.reference.remote(dict(arguments), _sizes(context), list(context.images), _masks(context), *images)
-        return await _result(response)
+        packed = await _result(response)
+        self._images.sent(name, context.images.values())
+        return packed
 
     async def _handle(self, name: str) -> _Ways:
         """One handle per tool: each keeps a long-poll client, so making many leaks."""
@@ -166,8 +175,8 @@ def _masks(context: ToolContext) -> dict[int, PackedMask]:
     return {index: pack_mask(mask) for index, mask in context.masks.items()}
 
 
-async def _result(response: DeploymentResponse[Any]) -> Any:
-    """Await a response; if the waiting is given up, so is the request.
+async def _result(response: Any) -> Any:
+    """Await a DeploymentResponse; if the waiting is given up, so is the request.
 
     A replica that is taken away cancels what it runs, and Serve would show that as the cancellation of whoever waits.
     """

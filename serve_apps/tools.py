@@ -5,8 +5,8 @@ Invariants: the application has no HTTP route; every replica bounds what it runs
 outcome, so that an exception here always means infrastructure. Deployed by `serve_apps.deploy` or `serve deploy`
 (configs/serve), called through `serve_apps.tool_client`.
 
-A call comes in one of two ways: by reference through Ray (`call`), which brings the pictures, or as one message with their
-keys (`call_known`), which takes a quarter of the time; the first serves whenever the second cannot.
+A call comes in one of two ways: through Ray with references to the pictures (`call`), or as one message with their keys and
+those pictures that are new here (`call_known`), which takes a quarter of the time; the first serves when the second cannot.
 
 Calls that wait are computed together where the tool can (`Tool.run_many`); `ToolHost` makes the batches and not
 `serve.batch`, which would fill one before it knows when a slot falls free, and does not work in-process.
@@ -63,12 +63,19 @@ class ToolReplica:
         return await self._run(arguments, sizes, dict(zip(image_indices, images, strict=True)), masks)
 
     async def call_known(
-        self, arguments: Mapping[str, Any], sizes: tuple[int, int], keys: Mapping[int, str], masks: Mapping[int, PackedMask]
+        self,
+        arguments: Mapping[str, Any],
+        sizes: tuple[int, int],
+        keys: Mapping[int, str],
+        masks: Mapping[int, PackedMask],
+        new: Sequence[MedImage] = (),
     ) -> Packed | None:
-        """Run one call on pictures that came before, by their content hashes.
+        """Run one call on pictures that came before, by their content hashes, or that are `new`.
 
         None: make it a `call`, because a picture is not here or the outcome does not fit a message.
         """
+        for image in new:
+            self._kept.keep(image)
         images = self._kept.find(keys)
         if images is None:
             return None

@@ -96,36 +96,40 @@ def test_a_picture_is_stored_once_per_process(application: str) -> None:
 
 
 def ways(client: Any) -> list[str]:
-    """Which way each later call of `measure` and `zoom_in` goes, as it goes."""
+    """Which way each later call goes, as it goes."""
     taken: list[str] = []
-    by_reference, images = client._by_reference, client._images
-    known_to = images.known_to
 
-    async def counted(*args: Any) -> Any:
-        taken.append("reference")
-        return await by_reference(*args)
+    def counted(name: str) -> None:
+        way = getattr(client, f"_by_{name}")
 
-    def asked(*args: Any) -> bool:
-        known = known_to(*args)
-        taken.extend(["message"] * known)
-        return known
+        async def call(*args: Any) -> Any:
+            taken.append(name)
+            return await way(*args)
 
-    client._by_reference, images.known_to = counted, asked
+        setattr(client, f"_by_{name}", call)
+
+    counted("message")
+    counted("reference")
     return taken
 
 
 def test_a_picture_travels_once_per_tool_and_again_when_a_replica_no_longer_has_it(application: str) -> None:
+    def shifted(by: float) -> ToolContext:
+        return ToolContext({0: MedImage(context().image(0).pixels + np.float32(by), "CT", (0.7, 0.9))}, {})
+
     async def body(client: Any) -> None:
-        taken, outcomes = ways(client), []
-        for _ in range(3):
-            outcomes.append(await client.call("measure", {"bbox": [1, 2, 300, 400]}, context()))
-        assert taken == ["reference", "message", "message"]
+        taken = ways(client)
+        outcomes = [await client.call("measure", {"bbox": [1, 2, 300, 400]}, shifted(1.0)) for _ in range(3)]
+        assert taken == ["message"] * 3
         assert all(same(outcome, outcomes[0]) for outcome in outcomes)
-        assert outcomes[0].result is not None
-        other = ToolContext({0: MedImage(context().image(0).pixels + 1, "CT", (0.7, 0.9), "HU", (0.0, 100.0))}, {})
-        client._images.ref(other.image(0), "measure")  # as if it had been sent, to a replica that has gone
-        assert (await client.call("measure", {"bbox": [1, 2, 300, 400]}, other)).error is None
+        assert outcomes[0].error is None
+        client._images.sent("measure", [shifted(2.0).image(0)])  # as if it had been, to a replica that has gone
+        assert (await client.call("measure", {"bbox": [1, 2, 300, 400]}, shifted(2.0))).error is None
         assert taken[3:] == ["message", "reference"]
+        large = ToolContext({0: MedImage(np.ones((1024, 1024), np.float32), "CT", (0.7, 0.9))}, {})
+        for _ in range(2):
+            assert (await client.call("measure", {"bbox": [1, 2, 300, 400]}, large)).error is None
+        assert taken[5:] == ["message", "reference", "message"]
 
     run(body)
 

@@ -40,28 +40,34 @@ def test_a_scan_counts_with_all_its_slices() -> None:
     assert num_bytes(picture(0, 3)) == 3 * KIB
 
 
+def values(images: list[MedImage]) -> list[int]:
+    return [int(image.pixels[0, 0]) for image in images]
+
+
 def test_a_picture_is_known_to_the_tools_that_it_was_sent_to(stored: list[MedImage]) -> None:
     refs = ImageRefs(8 * KIB)
-    assert refs.known_to("measure", [])
-    assert not refs.known_to("measure", [picture(1)])
-    refs.ref(picture(1), "measure")
-    assert refs.known_to("measure", [picture(1)])
-    assert not refs.known_to("zoom_in", [picture(1)])
-    assert not refs.known_to("measure", [picture(1), picture(2)])
-    refs.ref(picture(1), "zoom_in")
+    assert refs.unknown_to("measure", []) == []
+    assert values(refs.unknown_to("measure", [picture(1)])) == [1]
+    refs.sent("measure", [picture(1)])
+    assert values(refs.unknown_to("measure", [picture(1), picture(2)])) == [2]
+    assert values(refs.unknown_to("zoom_in", [picture(1)])) == [1]
+    assert not stored
+    for _ in range(2):
+        refs.ref(picture(1))
     assert (len(refs), len(stored)) == (1, 1)
 
 
 def test_a_picture_that_the_caller_forgot_is_stored_and_sent_anew(stored: list[MedImage]) -> None:
-    refs = ImageRefs(2 * KIB)
-    for value in (1, 2):
-        refs.ref(picture(value), "measure")
-    assert refs.known_to("measure", [picture(1)])  # and thereby used lately
-    refs.ref(picture(3), "measure")
-    assert [refs.known_to("measure", [picture(value)]) for value in (1, 2, 3)] == [True, False, True]
-    refs.forget([picture(1), picture(2)])
-    assert not refs.known_to("measure", [picture(1)])
-    refs.ref(picture(1), "measure")
+    refs, three = ImageRefs(2 * KIB), [picture(1), picture(2), picture(3)]
+    for image in three[:2]:
+        refs.ref(image)
+        refs.sent("measure", [image])
+    assert refs.unknown_to("measure", three[:1]) == []  # and thereby it was used lately
+    refs.ref(three[2])
+    assert values(refs.unknown_to("measure", three)) == [2, 3]
+    refs.forget(three[:2])
+    assert values(refs.unknown_to("measure", three)) == [1, 2, 3]
+    refs.ref(three[0])
     assert (len(refs), len(stored)) == (2, 4)
 
 
@@ -70,8 +76,8 @@ def test_a_picture_that_no_replica_keeps_is_never_sent_by_its_key(
 ) -> None:
     monkeypatch.setattr(pictures, "KEPT_BYTES", KIB)
     refs = ImageRefs(8 * KIB)
-    refs.ref(picture(1, 2), "measure")
-    assert not refs.known_to("measure", [picture(1, 2)])
+    refs.sent("measure", [picture(1, 2)])
+    assert values(refs.unknown_to("measure", [picture(1, 2)])) == [1]
 
 
 def test_a_replica_keeps_the_pictures_used_last() -> None:
@@ -86,6 +92,8 @@ def test_a_replica_keeps_the_pictures_used_last() -> None:
     assert kept.find({0: picture(9, 3).key}) is None
     assert kept.find({0: picture(1).key, 1: picture(3).key}) is not None
     assert kept.find({}) == {}
+    with pytest.raises(ValueError, match="read-only"):
+        found[4].pixels[0, 0] = 7
 
 
 @pytest.mark.parametrize(("scale", "is_answered"), [(1.0, True), (16.0, False)])
