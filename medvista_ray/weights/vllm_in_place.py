@@ -53,7 +53,7 @@ class View:
     @classmethod
     def of(cls, part: torch.Tensor, whole: torch.Tensor) -> View:
         """Where `part` lies in `whole`."""
-        offset = part.storage_offset() - whole.storage_offset()
+        offset = int(part.storage_offset() - whole.storage_offset())
         is_whole = (part.size(), part.stride(), offset) == (whole.size(), whole.stride(), 0)
         return cls(part.size(), part.stride(), offset, is_whole)
 
@@ -230,7 +230,7 @@ def _without_memory(model: torch.nn.Module) -> Generator[dict[int, Place]]:
     try:
         for layer, info in layers:
             info.kernel_tensors = get_layer_params_buffers(layer)
-            info.kernel_non_persistent_buffers = set(layer._non_persistent_buffers_set)
+            info.kernel_non_persistent_buffers = set(layer._non_persistent_buffers_set)  # pyright: ignore[reportPrivateUsage]
             restore_layer_on_meta(layer, info)
             places.update({_storage(t): (layer, name, t) for name, t in get_layer_tensors(layer).items()})
         yield places
