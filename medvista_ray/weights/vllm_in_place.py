@@ -23,6 +23,7 @@ from vllm.model_executor.layers.attention import Attention, MMEncoderAttention, 
 from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
 from vllm.model_executor.model_loader.reload.layerwise import (
+    _get_original_loader,  # pyright: ignore[reportPrivateUsage]
     _place_kernel_tensors,  # pyright: ignore[reportPrivateUsage]
     get_layerwise_info,
 )
@@ -53,7 +54,7 @@ class View:
     @classmethod
     def of(cls, part: torch.Tensor, whole: torch.Tensor) -> View:
         """Where `part` lies in `whole`."""
-        offset = part.storage_offset() - whole.storage_offset()
+        offset = int(part.storage_offset() - whole.storage_offset())
         is_whole = (part.size(), part.stride(), offset) == (whole.size(), whole.stride(), 0)
         return cls(part.size(), part.stride(), offset, is_whole)
 
@@ -182,6 +183,9 @@ def plan(model: Any, tensors: Tensors) -> list[Target]:
         layer, name, shape = _known(places, part)
         target = targets.setdefault((id(layer), name), Target(layer, name, shape, getattr(layer, name)))
         target.writes.append(_write(part, shape, value, names, sources))
+    used = {write.name for target in targets.values() for write in target.writes}
+    if unused := sources.keys() - used:
+        raise NoPlan(f"no layer takes {min(unused)}")
     for target in targets.values():
         if target.own.device.type != "cpu":
             raise NoPlan(f"the model is on {target.own.device}")
@@ -230,15 +234,23 @@ def _without_memory(model: torch.nn.Module) -> Generator[dict[int, Place]]:
     try:
         for layer, info in layers:
             info.kernel_tensors = get_layer_params_buffers(layer)
-            info.kernel_non_persistent_buffers = set(layer._non_persistent_buffers_set)
+            info.kernel_non_persistent_buffers = set(layer._non_persistent_buffers_set)  # pyright: ignore[reportPrivateUsage]
             restore_layer_on_meta(layer, info)
-            places.update({_storage(t): (layer, name, t) for name, t in get_layer_tensors(layer).items()})
+            for name, tensor in get_layer_tensors(layer).items():
+                places[_storage(tensor)] = layer, name, tensor
+                _unwrap(tensor)
         yield places
     finally:
         for layer, info in layers:
             if info.kernel_tensors is not None:
                 _place_kernel_tensors(layer, info)
             info.reset()
+
+
+def _unwrap(tensor: Any) -> None:
+    """Take off what a reload layer by layer has left around the tensor's loader: outside of one it loads nothing, silently."""
+    if hasattr(tensor, "weight_loader"):
+        tensor.weight_loader = _get_original_loader(tensor)
 
 
 class _Recorder(TorchDispatchMode):
