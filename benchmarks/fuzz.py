@@ -35,7 +35,7 @@ from medvista_ray.tools.execution import check, execute
 from medvista_ray.tools.settings import ToolServing
 from medvista_ray.types import ErrorCode, MedImage, ToolOutcome
 
-BATCH = 20
+BATCH = 50
 MAX_MESSAGE, MAX_SIDE = 500, 2048
 """Characters of a refusal, and pixels of a returned picture's side, at most."""
 MAX_FAULTS = 10
