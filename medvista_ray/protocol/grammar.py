@@ -27,6 +27,8 @@ class ToolCall:
 def render_call(name: str, arguments: Mapping[str, Any]) -> str:
     """The call element, tags included, with the JSON spaced as in the system prompt."""
     body = json.dumps({"name": name, "arguments": dict(arguments)}, ensure_ascii=False)
+    if any(tag in body for tag in TAGS):  # within a string of the JSON, where a tag would end the call
+        body = body.replace("<", "\\u003c")
     return f"<tool_call>{body}</tool_call>"
 
 

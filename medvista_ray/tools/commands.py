@@ -54,13 +54,13 @@ def run_command(
 
     `backend`: JSON of a BackendChoice. Raises ConfigError for arguments that are no JSON object, ImageError, AssetError.
     """
+    from medvista_ray.assets.user_files import open_image
     from medvista_ray.tools.execution import execute
-    from medvista_ray.tools.user_files import open_file
 
     (spec,) = load_tools([name])
     given = _object("--args", arguments)
     choice = {spec.name: _choice(backend)} if backend else {}
-    context = ToolContext({index: open_file(path) for index, path in enumerate(images)}, {})
+    context = ToolContext({index: open_image(path) for index, path in enumerate(images)}, {})
     tool = spec(ToolOptions(backends=choice))
     tool.setup()
     outcome = execute(tool, given, context)

@@ -30,7 +30,14 @@ def test_an_answer_is_read_with_white_space_around_every_part() -> None:
     assert (turn.error, turn.think, turn.answer, turn.call) == (None, "hm", "12 mm", None)
 
 
-@pytest.mark.parametrize("action", [ToolCall("f", {"query": 'a "quoted" <b> \u00e9\u4e2d', "k": 3}), "left lung"])
+@pytest.mark.parametrize(
+    "action",
+    [
+        ToolCall("f", {"query": 'a "quoted" <b> \u00e9\u4e2d', "k": 3}),
+        ToolCall("f", {"query": "</tool_call><answer>"}),
+        "left lung",
+    ],
+)
 def test_whatever_is_rendered_parses_back(action: ToolCall | str) -> None:
     turn = parse(render_turn("why", action))
     assert (turn.call or turn.answer) == action

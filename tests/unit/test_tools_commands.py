@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from medvista_ray.assets.user_files import open_image
 from medvista_ray.cli import main
 from medvista_ray.tools.catalog import TOOLS
-from medvista_ray.tools.user_files import open_file
 from medvista_ray.types import VolumeImage
 
 
@@ -63,7 +63,7 @@ def test_a_refused_call_is_told_and_fails(png: Path, tmp_path: Path) -> None:
         (["zoom", "--args", "{}"], "did you mean 'zoom_in'"),
         (["zoom_in", "--args", "{bbox"], "is not JSON"),
         (["zoom_in", "--args", "[1]"], "a JSON object needed"),
-        (["zoom_in", "--image", "nowhere.dcm"], "there is no such file"),
+        (["zoom_in", "--image", "nowhere.dcm"], "No such file"),
         (["zoom_in", "--backend", '{"weights": 3}'], "--backend"),
     ],
 )
@@ -81,7 +81,7 @@ def test_scans_keep_their_spacing(tmp_path: Path) -> None:
     header = {"space": "left-posterior-superior", "space directions": np.diag([0.5, 0.7, 2.0]), "space origin": [0, 0, 0]}
     nrrd.write(str(tmp_path / "b.nrrd"), values, header)
     for name in ("a.nii.gz", "b.nrrd"):
-        image = open_file(tmp_path / name)
+        image = open_image(tmp_path / name)
         assert isinstance(image, VolumeImage)
         assert (image.slices.shape, image.slice_mm, image.spacing_mm) == ((4, 6, 8), 2.0, (0.7, 0.5))
 
@@ -91,9 +91,34 @@ def test_a_dicom_keeps_its_unit_and_kind() -> None:
     from medvista_ray.assets import asset_dir
 
     data = asset_dir("pydicom-data") / "data_store" / "data"
-    image = open_file(data / "693_UNCR.dcm")
+    image = open_image(data / "693_UNCR.dcm")
     assert (image.modality, image.unit, image.pixels.ndim) == ("CT", "HU", 2)
     assert image.spacing_mm is not None
+
+
+def test_colours_are_those_of_the_file_whatever_its_kind(tmp_path: Path) -> None:
+    red = Image.new("RGB", (40, 40), (204, 51, 51))
+    for name, mode in (("palette.png", "P"), ("cmyk.tiff", "CMYK")):
+        red.convert(mode).save(tmp_path / name)
+        out = tmp_path / name.partition(".")[0]
+        assert (
+            main(
+                [
+                    "tools",
+                    "run",
+                    "zoom_in",
+                    "--image",
+                    str(tmp_path / name),
+                    "--args",
+                    '{"bbox": [0, 0, 1000, 1000]}',
+                    "--out",
+                    str(out),
+                ]
+            )
+            == 0
+        )
+        with Image.open(out / "image_1.png") as picture:
+            assert picture.getpixel((5, 5)) == (204, 51, 51)
 
 
 def test_a_broken_file_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from medvista_ray.tools.base import BackendChoice, ToolOptions
 
 _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
 _NUM_SUGGESTED = 3
+_NUM_COMPARED = 4000
+"""Names that are compared with one that is not known, at most."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,11 @@ class Ontology:
                 found = self._named.setdefault(synonym.casefold(), [])
                 if concept not in found and not any(other.name.casefold() == synonym.casefold() for other in found):
                     found.append(concept)
+        self._names = tuple(self._named)
+        self._with_part: dict[str, array[int]] = {}
+        for number, name in enumerate(self._names):
+            for part in _parts(name):
+                self._with_part.setdefault(part, array("i")).append(number)
 
     def find(self, entity: str) -> Concept:
         """The concept of that identifier, name or synonym. Raises ToolArgumentError: none, or several."""
@@ -71,10 +79,15 @@ class Ontology:
         return self._children.get(concept.id, [])
 
     def _nearest(self, key: str) -> str:
-        words = set(key.split())
-        sharing = [name for name in self._named if name[:3] == key[:3] or words & set(name.split())]
-        near = difflib.get_close_matches(key, sharing[:4000], n=_NUM_SUGGESTED, cutoff=0.5)
+        shared = {number for part in _parts(key) for number in self._with_part.get(part, ())}
+        sharing = [self._names[number] for number in sorted(shared)[:_NUM_COMPARED]]
+        near = difflib.get_close_matches(key, sharing, n=_NUM_SUGGESTED, cutoff=0.5)
         return f"nearest names: {', '.join(near)}" if near else "search_text finds concepts by words"
+
+
+def _parts(name: str) -> set[str]:
+    """By what a name is found again when it is spelt wrongly: its words, and its first three letters (marked as such)."""
+    return {*name.split(), f"{name[:3]} "}
 
 
 def from_obo(choice: BackendChoice, options: ToolOptions) -> Ontology:

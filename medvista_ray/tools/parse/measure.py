@@ -184,8 +184,15 @@ def _measurement(
     area: float,
     center: tuple[int, int],
 ) -> Measurement:
-    """Adds the intensities: of a colour picture, the mean over its channels."""
+    """Adds the intensities: of a colour picture, the mean over its channels; what is no number does not count.
+
+    Raises ToolArgumentError if no pixel of the region has a value.
+    """
     grey = values.astype(np.float64).mean(axis=-1) if image.pixels.ndim == 3 else values.astype(np.float64)
+    if values.dtype.kind == "f":
+        grey = grey[np.isfinite(grey)]
+        if not grey.size:
+            raise ToolArgumentError("no pixel of the region has a value")
     return Measurement(
         shape=shape,
         length_unit=length_unit,

@@ -53,16 +53,25 @@ def resample(pixels: NDArray[Any], height: int, width: int, method: Image.Resamp
     if pixels.ndim == 3:
         colour = Image.fromarray(np.ascontiguousarray(pixels.astype(np.uint8)))
         return np.asarray(colour.resize((width, height), method))
-    grey = Image.fromarray(np.ascontiguousarray(pixels.astype(np.float32)))
+    grey = Image.fromarray(np.ascontiguousarray(finite(pixels).astype(np.float32)))
     return restored(np.asarray(grey.resize((width, height), method)), pixels)
 
 
 def restored(values: NDArray[Any], native: NDArray[Any]) -> NDArray[Any]:
     """`values` (float) as the type of `native`, rounded if that is an integer, within its range."""
-    values = np.clip(values, native.min(), native.max())
+    known = finite(native)
+    values = np.clip(values, known.min(), known.max())
     return (np.rint(values) if np.issubdtype(native.dtype, np.integer) else values).astype(native.dtype)
 
 
 def value_range(pixels: NDArray[Any]) -> tuple[float, float] | None:
     """Window of a grey picture that has none: its whole range, so that a part keeps the look of the whole."""
-    return None if pixels.ndim == 3 else (float(pixels.min()), float(pixels.max()))
+    known = finite(pixels)
+    return None if pixels.ndim == 3 else (float(known.min()), float(known.max()))
+
+
+def finite(pixels: NDArray[Any]) -> NDArray[Any]:
+    """`pixels` with 0 for what is no number, as `MedImage.display` shows it: one such pixel must not spread over a picture."""
+    if pixels.dtype.kind != "f" or np.isfinite(pixels).all():
+        return pixels
+    return np.nan_to_num(pixels, posinf=0.0, neginf=0.0)

@@ -19,7 +19,7 @@ from medvista_ray.registry import Registry
 from medvista_ray.tools.backends import load_backend
 from medvista_ray.tools.base import BackendChoice, BoxArg, Family, Index, Tool, ToolArgs, ToolContext, ToolOptions
 from medvista_ray.tools.geometry import box_to_window, window_to_box
-from medvista_ray.tools.refine.resampling import MAX_LONG_SIDE, crop, rescaled, restored
+from medvista_ray.tools.refine.resampling import MAX_LONG_SIDE, crop, finite, rescaled, restored
 from medvista_ray.types import MedImage, ToolResult
 
 _NUM_PROJECTIONS = 4
@@ -89,6 +89,7 @@ class SuperResolve(Tool):
 
 def _upscaled(upscaler: Upscaler, pixels: NDArray[Any], factor: int) -> NDArray[Any]:
     """`pixels` in native values, through the backend's 0..1."""
+    pixels = finite(pixels)
     low, high = float(pixels.min()), float(pixels.max())
     shown = np.atleast_3d((pixels.astype(np.float32) - low) / max(high - low, 1e-6))
     fine = upscaler.upscale(shown, factor) * (high - low) + low
