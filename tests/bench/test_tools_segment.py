@@ -114,16 +114,16 @@ def test_a_box_on_nothing_is_refused(tool: SegmentMedical, monkeypatch: pytest.M
 
 
 def test_wide_pictures_keep_their_proportions(tool: SegmentMedical) -> None:
-    ys, xs = np.mgrid[:64, :256]
-    disc = (ys - 32) ** 2 + (xs - 190) ** 2 < 20**2
+    ys, xs = np.mgrid[:128, :256]
+    disc = (ys - 64) ** 2 + (xs - 190) ** 2 < 16**2
     wide = np.where(disc, 200, 20).astype(np.uint8)
     # The same with background below, so that it is square: the network must see the very same.
-    square = np.pad(wide, ((0, 192), (0, 0)), constant_values=20)
+    square = np.pad(wide, ((0, 128), (0, 0)), constant_values=20)
     box = mask_window(disc)
     masks = []
     for pixels in (wide, square):
         image = MedImage(pixels=pixels, modality="CT")
-        masks.append(segment(tool, image, window_to_box(box, image.size)).masks[0].pixels[:64])
+        masks.append(segment(tool, image, window_to_box(box, image.size)).masks[0].pixels[:128])
     assert dice(*masks) > 0.95  # boxes are rounded to 1/1000 of a side, which differs
     assert dice(masks[0], disc) > 0.85
 
