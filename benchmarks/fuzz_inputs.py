@@ -1,6 +1,6 @@
 """Generated inputs: turns for the parser, arguments for every tool, odd pictures, and files that are whole or broken.
 
-Owns the hypothesis strategies. Invariant: about half of the arguments are sound, so that tools run and do not only refuse;
+Owns the hypothesis strategies. Invariant: more than half of the arguments are sound, so that tools run and do not only refuse;
 the rest has a wrong key, type or range. Called by `fuzz` and by the unit tests of the parser and the tools.
 """
 
@@ -161,6 +161,7 @@ SOUND: Mapping[str, Strategy] = {
     "labels": st.sampled_from([[1, 0], [1, 1]]),
     "max_masks": st.integers(1, 20),
     "query": st.lists(st.sampled_from(_words), min_size=1, max_size=4).map(" ".join),
+    "entity": st.sampled_from(_words),
     "k": st.integers(1, 5),
     "relation": st.sampled_from(["definition", "synonyms", "parents", "children"]),
     "min_confidence": st.floats(0.0, 1.0),
@@ -172,28 +173,28 @@ SOUND: Mapping[str, Strategy] = {
 def arguments(spec: type[Tool]) -> Strategy:
     """Arguments of a tool: mostly its own keys, with sound or with plausible values, at times a wrong key or value."""
     fields = spec.Args.model_fields
-    required = {key for key, field in fields.items() if field.is_required()}
 
-    def of(values: Mapping[str, Strategy]) -> Strategy:
-        own = {key: values[key] for key in fields}
-        return st.fixed_dictionaries(
-            {key: own[key] for key in own if key in required}, optional={key: own[key] for key in own if key not in required}
-        )
+    def of(values: Mapping[str, Strategy], *always: str) -> Strategy:
+        needed = {key: values[key] for key, field in fields.items() if field.is_required() or key in always}
+        return st.fixed_dictionaries(needed, optional={key: values[key] for key in fields if key not in needed})
 
-    sound = of(SOUND).map(_one_region)
-    wrong = st.dictionaries(st.sampled_from([*fields, "box"]), odd, max_size=4)
-    return st.one_of(sound, sound, sound, of(PLAUSIBLE), of(PLAUSIBLE), wrong, odd)
+    sound = of(SOUND, "bbox").map(_one_region)
+    wrong = st.one_of(st.dictionaries(st.sampled_from([*fields, "box"]), odd, max_size=4), odd)
+    return _mixed(sound, sound, sound, of(PLAUSIBLE), of(PLAUSIBLE), wrong)
+
+
+@st.composite
+def _mixed(draw: st.DrawFn, *choices: Strategy) -> Any:
+    """One of `choices`, each as often as it is named; `one_of` would merge what is named twice and spread what is a choice."""
+    return draw(choices[draw(st.integers(0, len(choices) - 1))])
 
 
 def _one_region(given: dict[str, Any]) -> dict[str, Any]:
-    """Without what a second way to name a region would be; `measure` takes exactly one."""
-    kept = dict(given)
-    for way, other in (("mask_index", "bbox"), ("reference_mask_index", "reference_bbox")):
-        if way in kept:
-            kept.pop(other, None)
-    if "points" in kept:
-        kept.setdefault("labels", [1, 0])
-    return kept
+    """With one way alone to name a region, and labels if these are points: what `measure` and `segment_prompt` ask for."""
+    ways = [way for way in ("mask_index", "points", "phrase", "bbox") if way in given]
+    left_out = {*ways[1:], *(["reference_bbox"] if "reference_mask_index" in given else []), "labels"}
+    kept = {key: value for key, value in given.items() if key not in left_out}
+    return kept | ({"labels": given.get("labels", [1, 0])} if "points" in kept else {})
 
 
 def batches(strategy: Strategy, size: int) -> Strategy:
@@ -220,7 +221,7 @@ def _escaped(call: ToolCall) -> str:
     return f"<think></think><tool_call>{body}</tool_call>"
 
 
-turns: Strategy = st.one_of(
+turns: Strategy = _mixed(
     _whole,
     _call.map(_escaped),
     st.builds(_spoilt, _whole, st.floats(0, 1), st.integers(0, 9), st.sampled_from(["", *_pieces])),
