@@ -4,7 +4,8 @@
 
 Inputs are hypothesis's (`fuzz_inputs`), generated in batches. Every one goes through the real checks; a call that passes
 them also runs the real tool on odd pictures, until the tool has run `--num-runs` times and has used `--run-s` seconds of
-CPU. Exit status 1 on an exception, an E5, an ill-formed outcome or a call over the time limit of a served tool.
+CPU. Exit status 1 on an exception, an E5, an ill-formed outcome or a call over the time limit of a served tool, in time of
+the processor (all threads), so that what else the machine does has no part in it.
 """
 
 from __future__ import annotations
@@ -62,8 +63,8 @@ class Tally:
             outcome = call()
         except Exception as error:  # fault boundary: an exception is what this script looks for
             outcome = self._fault("exception", drawn, f"{type(error).__name__}: {error}")
-        took_s = time.perf_counter() - start
-        self.slowest_s, self.slowest_cpu_s = max(self.slowest_s, took_s), max(self.slowest_cpu_s, time.process_time() - cpu_start)
+        took_s = time.process_time() - cpu_start
+        self.slowest_s, self.slowest_cpu_s = max(self.slowest_s, time.perf_counter() - start), max(self.slowest_cpu_s, took_s)
         self.outcomes[outcome] += 1
         if took_s > self.limit_s:
             self._fault("slow", drawn, f"{took_s:.1f} s")
@@ -109,10 +110,10 @@ def generate(strategy: Any, number: int, random_seed: int, take: Callable[[Any],
         database=None,
         deadline=None,
         phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example],
     )
     @given(inputs.batches(strategy, BATCH))
-    def each(batch: list[Any]) -> None:
+    def each(batch: tuple[Any, ...]) -> None:
         for drawn in batch:
             take(drawn)
 

@@ -11,7 +11,7 @@ import json
 import math
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -86,8 +86,8 @@ odd = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8), st.just(math.nan), st.just([]), st.just({})
 )
 _index = st.integers(0, len(pictures()))
-_edges = st.tuples(st.integers(0, 999), st.integers(1, 1000)).map(lambda pair: (min(pair), max(pair[1], min(pair) + 1)))
-_box = st.tuples(_edges, _edges).map(lambda both: [both[0][0], both[1][0], both[0][1], both[1][1]])
+_edge = st.integers(0, 999_999).map(lambda both: sorted((both // 1000, both % 1000 + (both // 1000 == both % 1000))))
+_box = st.tuples(_edge, _edge).map(lambda both: [both[0][0], both[1][0], both[0][1], both[1][1]])
 _any_box = st.one_of(_box, st.lists(odd, max_size=5), st.lists(st.integers(-5, 1005), min_size=4, max_size=4), odd)
 _phrase = st.one_of(st.sampled_from([*FINDERS, "lungs", "the brightest spot", "spleen"]), st.text(max_size=30))
 _point = st.lists(st.integers(0, 1000), min_size=2, max_size=2)
@@ -175,12 +175,19 @@ def arguments(spec: type[Tool]) -> Strategy:
     fields = spec.Args.model_fields
 
     def of(values: Mapping[str, Strategy], *always: str) -> Strategy:
-        needed = {key: values[key] for key, field in fields.items() if field.is_required() or key in always}
-        return st.fixed_dictionaries(needed, optional={key: values[key] for key in fields if key not in needed})
+        needed = [key for key, field in fields.items() if field.is_required() or key in always]
+        return _object({key: values[key] for key in fields}, needed)
 
     sound = of(SOUND, "bbox").map(_one_region)
     wrong = st.one_of(st.dictionaries(st.sampled_from([*fields, "box"]), odd, max_size=4), odd)
     return _mixed(sound, sound, sound, of(PLAUSIBLE), of(PLAUSIBLE), wrong)
+
+
+@st.composite
+def _object(draw: st.DrawFn, values: Mapping[str, Strategy], needed: Sequence[str]) -> dict[str, Any]:
+    """Values under their keys; what is not needed, every other time. One draw decides on all keys."""
+    kept = draw(st.integers(0, 2 ** len(values) - 1))
+    return {key: draw(value) for bit, (key, value) in enumerate(values.items()) if key in needed or kept >> bit & 1}
 
 
 @st.composite
@@ -199,7 +206,7 @@ def _one_region(given: dict[str, Any]) -> dict[str, Any]:
 
 def batches(strategy: Strategy, size: int) -> Strategy:
     """Several inputs at once: hypothesis takes ten times as long for as many examples of one input each."""
-    return st.lists(strategy, min_size=size, max_size=size)
+    return st.tuples(*[strategy] * size)
 
 
 _scalar = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=12), st.sampled_from(TAGS))
@@ -267,10 +274,10 @@ def _png_bomb() -> bytes:
 def _dicom(rows: int, columns: int) -> bytes:
     """A CT slice of 9 x 7 pixels that says it has `rows` x `columns`."""
     from pydicom.dataset import FileDataset, FileMetaDataset
-    from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+    from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
 
     meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = CTImageStorage, "1.2.3"
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = CTImageStorage, UID("1.2.3")
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     data = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
     data.SOPClassUID, data.SOPInstanceUID, data.Modality = CTImageStorage, "1.2.3", "CT"
