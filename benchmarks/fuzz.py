@@ -4,7 +4,8 @@
 
 Inputs are hypothesis's (`fuzz_inputs`), generated in batches. Every one goes through the real checks; a call that passes
 them also runs the real tool on odd pictures, until the tool has run `--num-runs` times and has used `--run-s` seconds of
-CPU. Exit status 1 on an exception, an E5, an ill-formed outcome or a call over the time limit of a served tool.
+CPU. Exit status 1 on an exception, an E5, an ill-formed outcome or a call over the time limit of a served tool, in time of
+the processor (all threads), so that what else the machine does has no part in it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import logging
 import sys
 import tempfile
 import time
+import warnings
 from argparse import ArgumentParser, Namespace
 from collections import Counter
 from collections.abc import Callable
@@ -47,7 +49,7 @@ class Tally:
     """What became of the inputs of one target."""
 
     def __init__(self, limit_s: float) -> None:
-        self.limit_s, self.slowest_s, self.run_s = limit_s, 0.0, 0.0
+        self.limit_s, self.slowest_s, self.slowest_cpu_s, self.run_s = limit_s, 0.0, 0.0, 0.0
         self.num_inputs = self.num_run = 0
         self.outcomes, self.counts = Counter[str](), Counter[str]()
         self.faults: list[str] = []
@@ -56,13 +58,13 @@ class Tally:
     def add(self, drawn: Any, call: Callable[[], str], wrong: Callable[[], str]) -> None:
         """Count one input: `call` names the outcome, `wrong` says what is ill-formed about it ("" if nothing)."""
         self.num_inputs += 1
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         try:
             outcome = call()
         except Exception as error:  # fault boundary: an exception is what this script looks for
             outcome = self._fault("exception", drawn, f"{type(error).__name__}: {error}")
-        took_s = time.perf_counter() - start
-        self.slowest_s = max(self.slowest_s, took_s)
+        took_s = time.process_time() - cpu_start
+        self.slowest_s, self.slowest_cpu_s = max(self.slowest_s, time.perf_counter() - start), max(self.slowest_cpu_s, took_s)
         self.outcomes[outcome] += 1
         if took_s > self.limit_s:
             self._fault("slow", drawn, f"{took_s:.1f} s")
@@ -91,6 +93,7 @@ class Tally:
             "num_ill_formed": self.counts["ill_formed"],
             "num_slow": self.counts["slow"],
             "slowest_s": round(self.slowest_s, 3),
+            "slowest_cpu_s": round(self.slowest_cpu_s, 3),
             "limit_s": self.limit_s,
             "run_cpu_s": round(self.run_s, 1),
             "total_s": round(time.perf_counter() - self._start, 1),
@@ -107,10 +110,10 @@ def generate(strategy: Any, number: int, random_seed: int, take: Callable[[Any],
         database=None,
         deadline=None,
         phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example],
     )
     @given(inputs.batches(strategy, BATCH))
-    def each(batch: list[Any]) -> None:
+    def each(batch: tuple[Any, ...]) -> None:
         for drawn in batch:
             take(drawn)
 
@@ -209,7 +212,8 @@ def fuzz_pictures(tool: Tool, calls: list[dict[str, Any]]) -> Tally:
 def fuzz_files(options: Namespace) -> Tally:
     """A whole or broken file is a picture of finite numbers or an ImageError."""
     tally = Tally(ToolServing().timeout_s)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # parsers warn of what is broken here on purpose
 
         def take(drawn: Any) -> None:
             path = Path(folder) / drawn[0]
@@ -278,7 +282,8 @@ def options_of(arguments: list[str] | None) -> Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """Run the targets; 1 on any fault."""
     options, about = options_of(arguments), machine()
-    logging.getLogger("medvista_ray").setLevel(logging.CRITICAL)  # an E5 is counted here, with its input
+    for name in ("medvista_ray", "nibabel.global"):  # an E5 is counted here, with its input; broken files are meant to be
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     tallies: dict[str, Tally] = {}
     for name, run in targets(options).items():
         if not options.only or name in options.only:
@@ -291,7 +296,9 @@ def main(arguments: list[str] | None = None) -> int:
         "num_inputs_each_min": min((tally.num_inputs for tally in generated), default=0),
         "num_run_each_min": min((tally.num_run for tally in generated), default=0),
         "num_faults": sum(tally.num_faults for tally in tallies.values()),
-        "slowest_s": max(tally.slowest_s for tally in tallies.values()),
+        "slowest_s": round(max(tally.slowest_s for tally in tallies.values()), 3),
+        "slowest_cpu_s": round(max(tally.slowest_cpu_s for tally in tallies.values()), 3),
+        "cpu_s": round(time.process_time(), 1),
     }
     figures = {name: tally.figures() for name, tally in tallies.items()}
     settings = {"num_runs": options.num_runs, "run_s": options.run_s, "seed": options.seed}

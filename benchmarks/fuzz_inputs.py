@@ -1,6 +1,6 @@
 """Generated inputs: turns for the parser, arguments for every tool, odd pictures, and files that are whole or broken.
 
-Owns the hypothesis strategies. Invariant: about half of the arguments are sound, so that tools run and do not only refuse;
+Owns the hypothesis strategies. Invariant: more than half of the arguments are sound, so that tools run and do not only refuse;
 the rest has a wrong key, type or range. Called by `fuzz` and by the unit tests of the parser and the tools.
 """
 
@@ -11,7 +11,7 @@ import json
 import math
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -86,8 +86,8 @@ odd = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8), st.just(math.nan), st.just([]), st.just({})
 )
 _index = st.integers(0, len(pictures()))
-_edges = st.tuples(st.integers(0, 999), st.integers(1, 1000)).map(lambda pair: (min(pair), max(pair[1], min(pair) + 1)))
-_box = st.tuples(_edges, _edges).map(lambda both: [both[0][0], both[1][0], both[0][1], both[1][1]])
+_edge = st.integers(0, 999_999).map(lambda both: sorted((both // 1000, both % 1000 + (both // 1000 == both % 1000))))
+_box = st.tuples(_edge, _edge).map(lambda both: [both[0][0], both[1][0], both[0][1], both[1][1]])
 _any_box = st.one_of(_box, st.lists(odd, max_size=5), st.lists(st.integers(-5, 1005), min_size=4, max_size=4), odd)
 _phrase = st.one_of(st.sampled_from([*FINDERS, "lungs", "the brightest spot", "spleen"]), st.text(max_size=30))
 _point = st.lists(st.integers(0, 1000), min_size=2, max_size=2)
@@ -161,6 +161,7 @@ SOUND: Mapping[str, Strategy] = {
     "labels": st.sampled_from([[1, 0], [1, 1]]),
     "max_masks": st.integers(1, 20),
     "query": st.lists(st.sampled_from(_words), min_size=1, max_size=4).map(" ".join),
+    "entity": st.sampled_from(_words),
     "k": st.integers(1, 5),
     "relation": st.sampled_from(["definition", "synonyms", "parents", "children"]),
     "min_confidence": st.floats(0.0, 1.0),
@@ -172,33 +173,40 @@ SOUND: Mapping[str, Strategy] = {
 def arguments(spec: type[Tool]) -> Strategy:
     """Arguments of a tool: mostly its own keys, with sound or with plausible values, at times a wrong key or value."""
     fields = spec.Args.model_fields
-    required = {key for key, field in fields.items() if field.is_required()}
 
-    def of(values: Mapping[str, Strategy]) -> Strategy:
-        own = {key: values[key] for key in fields}
-        return st.fixed_dictionaries(
-            {key: own[key] for key in own if key in required}, optional={key: own[key] for key in own if key not in required}
-        )
+    def of(values: Mapping[str, Strategy], *always: str) -> Strategy:
+        needed = [key for key, field in fields.items() if field.is_required() or key in always]
+        return _object({key: values[key] for key in fields}, needed)
 
-    sound = of(SOUND).map(_one_region)
-    wrong = st.dictionaries(st.sampled_from([*fields, "box"]), odd, max_size=4)
-    return st.one_of(sound, sound, sound, of(PLAUSIBLE), of(PLAUSIBLE), wrong, odd)
+    sound = of(SOUND, "bbox").map(_one_region)
+    wrong = st.one_of(st.dictionaries(st.sampled_from([*fields, "box"]), odd, max_size=4), odd)
+    return _mixed(sound, sound, sound, of(PLAUSIBLE), of(PLAUSIBLE), wrong)
+
+
+@st.composite
+def _object(draw: st.DrawFn, values: Mapping[str, Strategy], needed: Sequence[str]) -> dict[str, Any]:
+    """Values under their keys; what is not needed, every other time. One draw decides on all keys."""
+    kept = draw(st.integers(0, 2 ** len(values) - 1))
+    return {key: draw(value) for bit, (key, value) in enumerate(values.items()) if key in needed or kept >> bit & 1}
+
+
+@st.composite
+def _mixed(draw: st.DrawFn, *choices: Strategy) -> Any:
+    """One of `choices`, each as often as it is named; `one_of` would merge what is named twice and spread what is a choice."""
+    return draw(choices[draw(st.integers(0, len(choices) - 1))])
 
 
 def _one_region(given: dict[str, Any]) -> dict[str, Any]:
-    """Without what a second way to name a region would be; `measure` takes exactly one."""
-    kept = dict(given)
-    for way, other in (("mask_index", "bbox"), ("reference_mask_index", "reference_bbox")):
-        if way in kept:
-            kept.pop(other, None)
-    if "points" in kept:
-        kept.setdefault("labels", [1, 0])
-    return kept
+    """With one way alone to name a region, and labels if these are points: what `measure` and `segment_prompt` ask for."""
+    ways = [way for way in ("mask_index", "points", "phrase", "bbox") if way in given]
+    left_out = {*ways[1:], *(["reference_bbox"] if "reference_mask_index" in given else []), "labels"}
+    kept = {key: value for key, value in given.items() if key not in left_out}
+    return kept | ({"labels": given.get("labels", [1, 0])} if "points" in kept else {})
 
 
 def batches(strategy: Strategy, size: int) -> Strategy:
     """Several inputs at once: hypothesis takes ten times as long for as many examples of one input each."""
-    return st.lists(strategy, min_size=size, max_size=size)
+    return st.tuples(*[strategy] * size)
 
 
 _scalar = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=12), st.sampled_from(TAGS))
@@ -220,7 +228,7 @@ def _escaped(call: ToolCall) -> str:
     return f"<think></think><tool_call>{body}</tool_call>"
 
 
-turns: Strategy = st.one_of(
+turns: Strategy = _mixed(
     _whole,
     _call.map(_escaped),
     st.builds(_spoilt, _whole, st.floats(0, 1), st.integers(0, 9), st.sampled_from(["", *_pieces])),
@@ -266,10 +274,10 @@ def _png_bomb() -> bytes:
 def _dicom(rows: int, columns: int) -> bytes:
     """A CT slice of 9 x 7 pixels that says it has `rows` x `columns`."""
     from pydicom.dataset import FileDataset, FileMetaDataset
-    from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+    from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
 
     meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = CTImageStorage, "1.2.3"
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = CTImageStorage, UID("1.2.3")
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     data = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
     data.SOPClassUID, data.SOPInstanceUID, data.Modality = CTImageStorage, "1.2.3", "CT"

@@ -9,7 +9,6 @@ cases, which are written beside the JSON.
 from __future__ import annotations
 
 import json
-import platform
 import sys
 import time
 from argparse import ArgumentParser
@@ -19,6 +18,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import benchmarks.tools_quality_checks as checks
+from benchmarks.harness import machine, write_figures
 from benchmarks.tools_quality_pictures import Album
 
 CHECKS = {
@@ -39,14 +39,13 @@ def main() -> int:
     parser.add_argument("--json", type=Path, required=True, metavar="FILE")
     parser.add_argument("--only", nargs="+", choices=CHECKS, default=list(CHECKS), metavar="TOOL", help="default: all")
     args = parser.parse_args()
-    figures: dict[str, Any] = {"machine": platform.processor() or platform.machine(), "command": " ".join(sys.argv)}
+    figures: dict[str, Any] = machine()
     for name in args.only:
         start = time.perf_counter()
         figures[name] = CHECKS[name](Album(args.json.parent / f"{args.json.stem}_pictures", name))
         figures[name]["duration_s"] = round(time.perf_counter() - start, 1)
         print(name, json.dumps(figures[name]), flush=True)
-    args.json.parent.mkdir(parents=True, exist_ok=True)
-    args.json.write_text(json.dumps(figures, indent=2) + "\n")
+    write_figures(args.json, figures)
     return 0
 
 

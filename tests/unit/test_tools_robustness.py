@@ -51,7 +51,7 @@ def test_any_arguments_of_any_tool_are_taken_or_refused_in_words(name: str) -> N
 
     @bounded
     @given(batches(arguments(spec), BATCH))
-    def one(batch: list[Any]) -> None:
+    def one(batch: tuple[Any, ...]) -> None:
         start = time.perf_counter()
         for drawn in batch:
             checked = check(spec, drawn, context())
@@ -69,7 +69,7 @@ def test_any_arguments_of_any_tool_are_taken_or_refused_in_words(name: str) -> N
 def test_any_arguments_on_any_picture_are_an_outcome(name: str) -> None:
     @bounded
     @given(batches(arguments(load_tools([name])[0]), BATCH))
-    def one(batch: list[Any]) -> None:
+    def one(batch: tuple[Any, ...]) -> None:
         for drawn in batch:
             start = time.perf_counter()
             outcome = execute(tool(name), drawn, context())
@@ -81,7 +81,7 @@ def test_any_arguments_on_any_picture_are_an_outcome(name: str) -> None:
 
 @bounded
 @given(batches(turns, BATCH))
-def test_any_turn_is_read_or_refused_in_words(batch: list[str]) -> None:
+def test_any_turn_is_read_or_refused_in_words(batch: tuple[str, ...]) -> None:
     assert [(text, words) for text in batch if (words := fuzz.wrong_turn(parse(text)))] == []
 
 
