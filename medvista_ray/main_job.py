@@ -132,6 +132,8 @@ def connect_ray(config: TrainConfig, run_id: str) -> None:
         log_to_driver=False,
         logging_level=logging.WARNING,
     )
+    # The terminal belongs to the run's progress.
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
 
 
 def _set_environment() -> None:
@@ -143,7 +145,7 @@ def _set_environment() -> None:
     os.environ.setdefault("RAY_worker_niceness", "0")
     # What a library's thread asks of Ray after the end must not start a cluster anew.
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
-    # The terminal belongs to the run's progress; replicas and controller write files of their own.
+    # Replicas and controller write files of their own.
     os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
 
 
