@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from medvista_ray.errors import AssetError
+from medvista_ray.models.precision import cpu_multiplies_bf16
 from medvista_ray.types import Box
 
 SIDE = 256
@@ -94,9 +95,7 @@ class LiteMedSam:
 
 def native_precision() -> Precision:
     """bfloat16 if this CPU multiplies it in hardware (emulated bf16 is slower than float32), else float32."""
-    capabilities: dict[str, Any] = dict(torch.cpu.get_capabilities())
-    has_bf16 = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
-    return "bfloat16" if has_bf16 else "float32"
+    return "bfloat16" if cpu_multiplies_bf16() else "float32"
 
 
 def _inner_size(size: tuple[int, int]) -> tuple[int, int]:
