@@ -125,7 +125,7 @@ def test_wide_pictures_keep_their_proportions(tool: SegmentMedical) -> None:
         image = MedImage(pixels=pixels, modality="CT")
         masks.append(segment(tool, image, window_to_box(box, image.size)).masks[0].pixels[:128])
     assert dice(*masks) > 0.95  # boxes are rounded to 1/1000 of a side, which differs
-    assert dice(masks[0], disc) > 0.85
+    assert dice(masks[0], disc) > 0.9
 
 
 def test_the_probe_runs_without_the_encoder(tool: SegmentMedical, monkeypatch: pytest.MonkeyPatch) -> None:
