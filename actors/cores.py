@@ -11,7 +11,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from medvista_ray.config import GeneratorConfig, LearnerConfig
-from medvista_ray.models.precision import uses_bf16
 
 MAX_THREADS = 4
 """More do not help the products of a small policy."""
@@ -52,10 +51,9 @@ def use_all_cores() -> Generator[int]:
         _bind_all_threads(before)
 
 
-def with_threads(learner: LearnerConfig, num_cores: int) -> LearnerConfig:
-    """For a phase in which the engines idle. Plain fp32 gains nothing from threads: small products wait for each other."""
-    wanted = min(num_cores // learner.num_processes, MAX_THREADS) if uses_bf16(learner) else 1
-    return learner.model_copy(update={"num_threads": max(learner.num_threads, wanted)})
+def idle_time_threads(learner: LearnerConfig, num_cores: int) -> int:
+    """Of one learner process while the engines have nothing to do."""
+    return max(learner.num_threads, min(num_cores // learner.num_processes, MAX_THREADS))
 
 
 def _bind_all_threads(cores: set[int]) -> None:

@@ -85,7 +85,8 @@ class TrainingJob:
         return resolve_policy(self._config.policy)
 
     async def _cold_start(self) -> None:
-        """The expert plays while the engines start; the learner imitates while the base is evaluated."""
+        """The expert plays while the engines start; the learner imitates while the base is evaluated,
+        then with the engines' cores too."""
         if self._folder.is_done("sft"):
             return
         with self._progress.phase("expert trajectories"):
@@ -95,6 +96,7 @@ class TrainingJob:
         imitation = learner.sft.remote(episodes)
         await self._arms.evaluate("no_tools", with_tools=False)
         await self._arms.evaluate("naive", with_tools=True)
+        await learner.use_idle_cores.remote()
         with self._progress.phase("cold start (SFT)"):
             history = await imitation
             await learner.save_policy.remote(str(self._folder.sft_policy))

@@ -16,7 +16,7 @@ import ray
 import torch
 from ray.util import get_node_ip_address
 
-from actors.cores import stay_off_engine_cores, use_all_cores, with_threads
+from actors.cores import idle_time_threads, stay_off_engine_cores, use_all_cores
 from actors.handles import Handle
 from actors.learner_group import LearnerGroup
 from actors.weights import SyncClient
@@ -56,6 +56,7 @@ class LearnerActor:
         self._publisher: Any = TRANSPORTS.load(config.weights.transport)(run_id, config.weights, put=ray.put)
         self._trainer: GrpoTrainer | None = None
         self._progress: dict[str, Any] = {"doing": "idle"}
+        self._engines_idle = False
         self._forward: Forward | None = None
         self._group = LearnerGroup(peers)
         self._group.gather(self._join)
@@ -108,6 +109,11 @@ class LearnerActor:
         """Progress of a cold start, number of updates; answers while the learner works."""
         return {"num_updates": self._trainer.num_updates if self._trainer else 0, **self._progress}
 
+    @ray.method(concurrency_group="control")
+    def use_idle_cores(self) -> None:
+        """The engines have nothing to do until the cold start has ended: it goes on with their cores' threads too."""
+        self._engines_idle = True
+
     @ray.method(concurrency_group="weights")
     def stored_weights(self, version: int) -> list[Any]:
         """References of a version's buckets in the object store; answers while the learner works."""
@@ -131,8 +137,16 @@ class LearnerActor:
 
     def _imitate(self, episodes: Sequence[Episode]) -> list[dict[str, float]]:
         with use_all_cores() as num_cores:
+            num_threads = idle_time_threads(self._config.learner, num_cores)
+
+            def note(num_done: int, num_total: int, metrics: dict[str, float]) -> None:
+                # In the thread that trains: torch keeps the number for each thread.
+                if self._engines_idle and torch.get_num_threads() != num_threads:
+                    torch.set_num_threads(num_threads)
+                self._progress = {"doing": "sft", "num_done": num_done, "num_total": num_total, "last": metrics}
+
             return run_sft(
-                self._policy, episodes, self._config.sft, with_threads(self._config.learner, num_cores), self._note_progress,
+                self._policy, episodes, self._config.sft, self._config.learner, note,
                 seed=self._config.seed, banned=banned_token_ids(self._policy.tokenizer), forward=self._forward,
                 train_vision=self._config.policy.train_vision,
                 tokens_per_microbatch=self._config.grpo.tokens_per_microbatch,
@@ -143,6 +157,3 @@ class LearnerActor:
         if self._trainer is None:
             self._trainer = GrpoTrainer(self._policy, self._config, forward=self._forward)
         return self._trainer
-
-    def _note_progress(self, num_done: int, num_total: int, metrics: dict[str, float]) -> None:
-        self._progress = {"doing": "sft", "num_done": num_done, "num_total": num_total, "last": metrics}

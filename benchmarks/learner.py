@@ -177,7 +177,7 @@ class Bench:
 
     def micro_batches(self) -> list[Batch]:
         """As a step makes them."""
-        rows = split_microbatches(self.episodes, self.budget)
+        rows = split_microbatches(self.episodes, self.policy, self.budget)
         return [build_batch([self.episodes[i] for i in part], self.policy) for part in rows]
 
     def run(self, arm: str) -> None:

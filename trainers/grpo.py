@@ -147,7 +147,7 @@ class GrpoTrainer:
     def _microbatches(self, episodes: list[Episode], part: list[int]) -> list[tuple[list[int], float]]:
         """This process's micro-batches of `part`, as episode numbers, each with the factor of its loss."""
         chosen = [i for i in part if episodes[i].num_sampled]
-        split = split_microbatches([episodes[i] for i in chosen], self.config.tokens_per_microbatch)
+        split = split_microbatches([episodes[i] for i in chosen], self.policy, self.config.tokens_per_microbatch)
         return deal([[chosen[place] for place in rows] for rows in split])
 
     @torch.no_grad()

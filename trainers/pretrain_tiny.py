@@ -167,7 +167,7 @@ class LanguageStage:
         episodes = [episode_of(sample, self._policy, self._chat) for sample in samples]
         num_tokens = sum(episode.num_sampled for episode in episodes)
         total = 0.0
-        for indices in split_microbatches(episodes, 8192):
+        for indices in split_microbatches(episodes, self._policy, 8192):
             with torch.autocast("cpu", torch.bfloat16, enabled=cpu_multiplies_bf16()):
                 batch = build_batch([episodes[i] for i in indices], self._policy)
                 values = sampled_logprobs(self._policy, batch, 1.0).values

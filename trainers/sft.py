@@ -35,7 +35,7 @@ def run_sft(
     seed: int = 0,
     banned: Sequence[int] = (),
     train_vision: bool = True,
-    tokens_per_microbatch: int = 8192,
+    tokens_per_microbatch: int = 4096,
     forward: Forward | None = None,
 ) -> list[dict[str, float]]:
     """Train `policy` in place; returns the metrics of each update (loss in nats per token, accuracy-free).
@@ -59,7 +59,7 @@ def run_sft(
         batch = [episodes[i] for i in chosen]
         num_tokens = sum(episode.num_sampled for episode in batch)
         parts: list[float] = []
-        for rows, factor in deal(split_microbatches(batch, tokens_per_microbatch)):
+        for rows, factor in deal(split_microbatches(batch, policy, tokens_per_microbatch)):
             tensors = build_batch([batch[i] for i in rows], policy).to(accelerator.device)
             parts += _backward(accelerator, forward, tensors, banned, num_tokens, factor)
         norm = clip_gradients(weights, config.max_grad_norm)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from medvista_ray.errors import InvariantError
-from medvista_ray.models.packing import Packing, families_of, pack
+from medvista_ray.models.packing import Packing, families_of, longest_shared, pack
 from medvista_ray.models.policy import Picture, PolicyInputs
 from medvista_ray.types import Episode
 
@@ -80,43 +80,72 @@ def build_batch(episodes: Sequence[Episode], policy: PolicyInputs) -> Batch:
     )
 
 
-def split_microbatches(episodes: Sequence[Episode], tokens_per_microbatch: int, max_images: int | None = None) -> list[list[int]]:
-    """Indices of `episodes` in micro-batches of at most `tokens_per_microbatch` tokens, padded within each question.
+def split_microbatches(
+    episodes: Sequence[Episode], policy: PolicyInputs, tokens_per_microbatch: int, max_images: int | None = None
+) -> list[list[int]]:
+    """Indices of `episodes` in micro-batches of at most `tokens_per_microbatch` packed tokens: what episodes of one
+    micro-batch begin with in common counts once, as it is computed once.
 
     Episodes of one question stay together where they fit, longest first. `max_images` bounds the distinct pictures of
     one micro-batch (None: a bound that grows with the tokens). An episode that alone exceeds a bound gets a
-    micro-batch of its own. Deterministic: ties keep their order.
+    micro-batch of its own. Deterministic: ties keep their order. Raises InvariantError as `build_batch` does.
     """
-    bound = max_images or max(1, tokens_per_microbatch // 64)
-    batches: list[list[int]] = []
-    used, pictures = 0, set[Content]()
-    for piece in _pieces(episodes, tokens_per_microbatch, bound):
-        size = len(piece) * len(episodes[piece[0]].token_ids)
-        shown = {_content(image) for index in piece for image in episodes[index].images}
-        if batches and used + size <= tokens_per_microbatch and len(pictures | shown) <= bound:
-            batches[-1] += piece
-            used, pictures = used + size, pictures | shown
-        else:
-            batches.append(list(piece))
-            used, pictures = size, shown
-    return batches
-
-
-def _pieces(episodes: Sequence[Episode], max_tokens: int, max_images: int) -> list[list[int]]:
-    """Each family's episodes, longest first, cut only where a bound demands it."""
-    pieces: list[list[int]] = []
+    for episode in episodes:
+        _check(episode, policy)
+    images = [image for episode in episodes for image in episode.images]
+    keys = _keys(episodes, share_images(images)[1], policy)
+    bounds = (tokens_per_microbatch, max_images or max(1, tokens_per_microbatch // 64))
+    drafts = [_Draft(keys, bounds)]
     for family in families_of([episode.task.id for episode in episodes]):
-        longest, pictures = 0, set[Content]()
-        for place, index in enumerate(sorted(family, key=lambda i: -len(episodes[i].token_ids))):
-            shown = {_content(image) for image in episodes[index].images}
-            padded = longest * (len(pieces[-1]) + 1) if place else 0
-            if place and padded <= max_tokens and len(pictures | shown) <= max_images:
-                pieces[-1].append(index)
-                pictures |= shown
-            else:
-                pieces.append([index])
-                longest, pictures = len(episodes[index].token_ids), shown
-    return pieces
+        rows = sorted(family, key=lambda index: -len(keys[index]))
+        if drafts[-1].add_all(rows):
+            continue
+        drafts += [_Draft(keys, bounds)]
+        if not drafts[-1].add_all(rows):
+            drafts += _cut(rows, drafts.pop())
+    return [draft.rows for draft in drafts if draft.rows]
+
+
+class _Draft:
+    """A micro-batch in the making, within `bounds` of (packed tokens, distinct pictures)."""
+
+    def __init__(self, keys: Sequence[np.ndarray], bounds: tuple[int, int]) -> None:
+        self.rows: list[int] = []
+        self._keys, self._bounds, self._size, self._pictures = keys, bounds, 0, frozenset[int]()
+
+    def empty(self) -> _Draft:
+        """Another of the same episodes and bounds."""
+        return _Draft(self._keys, self._bounds)
+
+    def add_all(self, rows: Sequence[int]) -> bool:
+        """Add all `rows`, or none if they do not fit."""
+        num_rows, size, pictures = len(self.rows), self._size, self._pictures
+        if all(self.add(row) for row in rows):
+            return True
+        del self.rows[num_rows:]
+        self._size, self._pictures = size, pictures
+        return False
+
+    def add(self, row: int) -> bool:
+        """Add one row unless it does not fit; the first one always does."""
+        key = self._keys[row]
+        size = self._size + len(key) - longest_shared([self._keys[index] for index in self.rows], key)[1]
+        pictures = self._pictures.union(np.unique(key[key < 0]).tolist())
+        if self.rows and (size > self._bounds[0] or len(pictures) > self._bounds[1]):
+            return False
+        self.rows.append(row)
+        self._size, self._pictures = size, pictures
+        return True
+
+
+def _cut(rows: Sequence[int], draft: _Draft) -> list[_Draft]:
+    """As many micro-batches as a family that fits into none needs; `draft` is an empty one."""
+    drafts = [draft]
+    for row in rows:
+        if not drafts[-1].add(row):
+            drafts.append(draft.empty())
+            drafts[-1].add(row)
+    return drafts
 
 
 def share_images(images: Sequence[Picture]) -> tuple[list[Picture], list[int]]:

@@ -22,8 +22,6 @@ Keys = NDArray[np.int64]
 
 Or for a picture's tokens a negative number that names the picture.
 """
-NOTHING = np.iinfo(np.int64).min
-"""Behind a row's end; equal to no key."""
 
 
 @dataclass(frozen=True)
@@ -53,37 +51,40 @@ def pack(rows: Sequence[Keys], families: Sequence[Sequence[int]] | None = None) 
     for number, members in enumerate(families or ()):
         family[list(members)] = number
     width = max(len(row) for row in rows)
-    keys = np.full((len(rows), width), NOTHING)
     place = np.zeros((len(rows), width), dtype=np.int64)
     source: list[NDArray[np.int64]] = []
     num_new: list[int] = []
     num_packed = 0
     for index, row in enumerate(rows):
         before = np.flatnonzero(family[:index] == family[index])
-        like, shared = longest_shared(keys[before], row)
+        like, shared = longest_shared([rows[other] for other in before], row)
         if shared:
             place[index, :shared] = place[before[like], :shared]
         num_new.append(len(row) - shared)
         place[index, shared : len(row)] = num_packed + np.arange(num_new[-1])
         source.append(index * width + np.arange(shared, len(row)))
         num_packed += num_new[-1]
-        keys[index, : len(row)] = row
     path = np.concatenate([places[: len(row)] for places, row in zip(place, rows, strict=True)])
     tensors = map(torch.from_numpy, (path, np.concatenate(source), place))
     return Packing(tuple(num_new), tuple(len(row) for row in rows), *tensors)
 
 
-def longest_shared(before: NDArray[np.int64], row: Keys) -> tuple[int, int]:
-    """Which of the padded rows `before` [n, L] begins most like `row`, and for how many places; never inside a picture."""
-    if not len(before):
-        return 0, 0
-    same = before[:, : len(row)] == row
-    shared = np.where(same.all(axis=1), len(row), same.argmin(axis=1))
-    like = int(shared.argmax())
-    length = int(shared[like])
+def longest_shared(before: Sequence[Keys], row: Keys) -> tuple[int, int]:
+    """Which of the rows `before` begins most like `row`, and for how many places; never inside a picture."""
+    like, length = 0, 0
+    for number, other in enumerate(before):
+        # Most rows branch off no later than the best one so far: one comparison tells.
+        if length < min(len(other), len(row)) and (other[: length + 1] == row[: length + 1]).all():
+            like, length = number, _common_length(other, row)
     while 0 < length < len(row) and row[length] < 0 and row[length - 1] == row[length]:
         length -= 1
     return like, length
+
+
+def _common_length(one: Keys, other: Keys) -> int:
+    length = min(len(one), len(other))
+    same = one[:length] == other[:length]
+    return length if same.all() else int(same.argmin())
 
 
 def families_of(names: Sequence[str]) -> list[list[int]]:

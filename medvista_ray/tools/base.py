@@ -161,6 +161,13 @@ class Tool(ABC):
         fields = cls.Args.model_fields.items()
         return f"{cls.name}({', '.join(key if field.is_required() else f'{key}?' for key, field in fields)})"
 
+    @classmethod
+    def required(cls) -> str:
+        """Shorter still, `name(key, ...)`: the keys that must be given, and whether there are others."""
+        fields = cls.Args.model_fields
+        keys = [key for key, field in fields.items() if field.is_required()]
+        return f"{cls.name}({', '.join(keys + ['...'] * (len(keys) < len(fields)))})"
+
 
 class ToolClient(Protocol):
     """How an environment calls tools, wherever they run."""

@@ -288,7 +288,7 @@ def learner_gaps(lab: Lab, episodes: list[Episode]) -> list[np.ndarray]:
         lab.policy.model.load_state_dict(lab.states[version])
         concerned = [i for i, e in enumerate(episodes) if (e.versions == version).any()]
         chosen = [episodes[i] for i in concerned]
-        for part in split_microbatches(chosen, 4096):
+        for part in split_microbatches(chosen, lab.policy, 4096):
             batch = build_batch([chosen[k] for k in part], lab.policy)
             with torch.no_grad():
                 learner = token_logprobs(lab.policy, batch, TEMPERATURE, lab.banned).numpy()

@@ -142,16 +142,24 @@ def test_a_sampled_placeholder_is_an_error(policies: dict[str, Policy]) -> None:
         build_batch([episode], policy)
 
 
-def _of_length(policy: Policy, length: int, pictures: list[np.ndarray], name: str = "q") -> Episode:
+def _of_length(policy: Policy, length: int, pictures: list[np.ndarray], name: str = "q", head: int = 0) -> Episode:
+    """The pictures, then text that no other name has, behind the first `head` tokens."""
+    rng = np.random.default_rng(list(name.encode()))
+    ids = np.concatenate([np.full(head, 7), rng.integers(10, 200, length - head)]).astype(np.int64)
+    ids[head] = name.encode()[-1]
+    num_features = sum(policy.num_image_tokens(image) for image in pictures)
+    ids[:num_features] = policy.image_token_id
     episode = random_episode(policy, [], 0)
-    ids = np.resize(episode.token_ids, length)
-    return replace(episode, task=task(name), token_ids=ids, images=pictures)
+    mask = np.arange(length) >= max(1, length - 2)
+    return replace(
+        episode, task=task(name), token_ids=ids, images=pictures, loss_mask=mask, logprobs=np.zeros(length, np.float32)
+    )
 
 
 def test_micro_batches_keep_every_episode_whole_and_within_the_budget(policies: dict[str, Policy]) -> None:
     lengths = [10, 50, 20, 200, 45, 12, 30]
     episodes = [_of_length(policies["internvl"], length, [], f"q{i}") for i, length in enumerate(lengths)]
-    batches = split_microbatches(episodes, tokens_per_microbatch=100)
+    batches = split_microbatches(episodes, policies["internvl"], tokens_per_microbatch=100)
     assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
     sizes = [sum(lengths[i] for i in batch) for batch in batches]
     # Only the episode that exceeds the budget by itself is above it.
@@ -159,15 +167,33 @@ def test_micro_batches_keep_every_episode_whole_and_within_the_budget(policies: 
     assert len(batches) <= 4
 
 
+def test_the_budget_counts_what_is_computed_so_shared_beginnings_once(policies: dict[str, Policy]) -> None:
+    policy = policies["internvl"]
+    episodes = [_of_length(policy, 60, [], f"q{i % 4}", head=50) for i in range(16)]
+    batches = split_microbatches(episodes, policy, tokens_per_microbatch=90)
+    assert [len(batch) for batch in batches] == [16]
+    assert len(build_batch(episodes, policy).packing.source) == 50 + 4 * 10
+    assert [len(batch) for batch in split_microbatches(episodes, policy, tokens_per_microbatch=89)] == [12, 4]
+
+
+def test_micro_batches_never_exceed_the_budget_in_packed_tokens(policies: dict[str, Policy]) -> None:
+    policy, rng = policies["internvl"], np.random.default_rng(3)
+    episodes = [_of_length(policy, int(rng.integers(42, 90)), [], f"q{i // 3}", head=40) for i in range(30)]
+    for budget in (100, 250, 1000):
+        batches = split_microbatches(episodes, policy, tokens_per_microbatch=budget)
+        assert sorted(index for batch in batches for index in batch) == list(range(30))
+        assert max(len(build_batch([episodes[i] for i in batch], policy).packing.source) for batch in batches) <= budget
+
+
 def test_episodes_of_one_question_stay_in_one_micro_batch(policies: dict[str, Policy]) -> None:
     names = ["a", "b", "a", "b", "c", "c"]
-    episodes = [_of_length(policies["internvl"], 20 + i, [], name) for i, name in enumerate(names)]
-    batches = split_microbatches(episodes, tokens_per_microbatch=100)
+    episodes = [_of_length(policies["internvl"], 20 + i, [], f"{name}") for i, name in enumerate(names)]
+    batches = split_microbatches(episodes, policies["internvl"], tokens_per_microbatch=50)
     assert [{names[i] for i in batch} for batch in batches] == [{"a", "b"}, {"c"}]
 
 
 def test_micro_batches_bound_the_distinct_pictures(policies: dict[str, Policy]) -> None:
-    shared = picture(0)
-    episodes = [_of_length(policies["internvl"], 10, [shared, picture(i)]) for i in range(1, 7)]
-    batches = split_microbatches(episodes, tokens_per_microbatch=1000, max_images=3)
+    policy, shared = policies["internvl"], picture(0)
+    episodes = [_of_length(policy, 40, [shared, picture(i)]) for i in range(1, 7)]
+    batches = split_microbatches(episodes, policy, tokens_per_microbatch=1000, max_images=3)
     assert [len(batch) for batch in batches] == [2, 2, 2]

@@ -154,6 +154,16 @@ def test_by_names_alone_the_tools_take_less_than_half() -> None:
     assert all(f"\n{spec.name}(" in brief for spec in specs)
 
 
+def test_by_required_arguments_alone_the_tools_take_less_than_a_third() -> None:
+    specs = load_tools(TOOLS.names())
+    brief, full = system_prompt(specs, 6, "required"), system_prompt(specs, 6)
+    assert len(brief) < len(full) / 3
+    assert "\nmeasure(...)" in brief
+    assert "\nzoom_in(bbox, ...)" in brief
+    assert "\ncompare_regions(items)" in brief
+    assert all(f"\n{spec.name}(" in brief for spec in specs)
+
+
 def test_without_tools_the_system_prompt_speaks_of_none() -> None:
     prompt = system_prompt([], 6)
     assert "<answer>" in prompt

@@ -105,7 +105,7 @@ def plain_sft(policy: Policy, episodes: list[Episode], config: SftConfig, budget
         set_learning_rate(optimizer, config.learning_rate * warmup_cosine(step, config.warmup_steps, len(starts)))
         batch = [episodes[i] for i in order[start : start + config.batch_size]]
         num_tokens, loss = sum(episode.num_sampled for episode in batch), 0.0
-        for rows in split_microbatches(batch, budget):
+        for rows in split_microbatches(batch, policy, budget):
             values = sampled_logprobs(policy, build_batch([batch[i] for i in rows], policy), 1.0, ()).values
             part = -values.sum() / num_tokens
             part.backward()
