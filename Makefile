@@ -4,6 +4,9 @@
 PYTHON ?= python3
 EXTRA ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 LAYERS ?= unit bench ray serve chaos e2e
+# Test processes of a layer; those that count replicas or kill nodes have the machine to themselves.
+PROCESSES ?= 2
+ALONE := serve chaos
 
 BIN := .venv/bin
 STAMP := .venv/.filled-$(EXTRA)
@@ -45,7 +48,8 @@ test: assets
 	for layer in $(LAYERS); do \
 		ls tests/$$layer/test_*.py >/dev/null 2>&1 || continue; \
 		echo "== $$layer"; start=$$(date +%s); \
-		$(BIN)/python -m pytest tests/$$layer --durations=5; \
+		case " $(ALONE) " in *" $$layer "*) processes=0 ;; *) processes=$(PROCESSES) ;; esac; \
+		$(BIN)/python -m pytest tests/$$layer --durations=5 --numprocesses=$$processes --dist=loadfile; \
 		echo "== $$layer: $$(( $$(date +%s) - start )) s"; \
 	done; \
 	echo "== all layers: $$(( $$(date +%s) - begin )) s"

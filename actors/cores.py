@@ -40,20 +40,33 @@ def stay_off_engine_cores(config: GeneratorConfig, num_threads: int = 1) -> list
 
 
 @contextmanager
-def use_all_cores() -> Generator[int]:
-    """Every core of this machine that the process may have, for as long as the engines have nothing to do; their
-    number. Afterwards the binding is as before."""
+def use_all_cores() -> Generator[None]:
+    """Every core of this machine that the process may have. Afterwards the binding is as before."""
     before = os.sched_getaffinity(0)
     _bind_all_threads(set(range(os.cpu_count() or 1)))
     try:
-        yield len(os.sched_getaffinity(0))
+        yield
     finally:
         _bind_all_threads(before)
 
 
-def idle_time_threads(learner: LearnerConfig, num_cores: int) -> int:
-    """Of one learner process while the engines have nothing to do."""
-    return max(learner.num_threads, min(num_cores // learner.num_processes, MAX_THREADS))
+class IdleCores:
+    """The engines' cores, for the learner's threads from when the engines have nothing to do (`free`, from any thread)."""
+
+    def __init__(self, learner: LearnerConfig) -> None:
+        self._learner, self._are_free = learner, False
+
+    def free(self) -> None:
+        """The engines are idle from here on."""
+        self._are_free = True
+
+    def take(self) -> None:
+        """In the thread that trains, between two updates: torch keeps the number of threads for each thread."""
+        import torch
+
+        num_cores = len(os.sched_getaffinity(0)) // self._learner.num_processes
+        if self._are_free and torch.get_num_threads() < min(num_cores, MAX_THREADS):
+            torch.set_num_threads(min(num_cores, MAX_THREADS))
 
 
 def _bind_all_threads(cores: set[int]) -> None:

@@ -16,7 +16,7 @@ import ray
 import torch
 from ray.util import get_node_ip_address
 
-from actors.cores import idle_time_threads, stay_off_engine_cores, use_all_cores
+from actors.cores import IdleCores, stay_off_engine_cores, use_all_cores
 from actors.handles import Handle
 from actors.learner_group import LearnerGroup
 from actors.weights import SyncClient
@@ -24,14 +24,13 @@ from medvista_ray.config import TrainConfig
 from medvista_ray.models.adapters import add_adapters, merged_weights
 from medvista_ray.models.policy import Policy, load_policy
 from medvista_ray.models.recomputation import checkpoint_activations
-from medvista_ray.rollout.chat import banned_token_ids
 from medvista_ray.types import Episode, Group
 from medvista_ray.weights.manifest import Manifest
 from medvista_ray.weights.transport import TRANSPORTS
 from trainers.checkpoint import load_checkpoint, prune_checkpoints, save_checkpoint, save_policy
 from trainers.grpo import GrpoTrainer
 from trainers.processes import Store, connect_store, start_group
-from trainers.sft import run_sft
+from trainers.sft import imitate
 from trainers.sharded_checkpoint import load_sharded, save_sharded, save_sharded_policy
 from trainers.sharding import Forward, kept_whole, prepare, process_rank
 
@@ -44,6 +43,7 @@ class LearnerActor:
     def __init__(self, config: TrainConfig, model_folder: str, run_id: str, peers: Sequence[Handle] = ()) -> None:
         """`model_folder`: the base policy. `run_id` names what the transport leaves on the machine. `peers`: the other
         processes of a learner of several, if this is its front."""
+        self._idle_cores = IdleCores(config.learner)
         self._cores = stay_off_engine_cores(config.generator, config.learner.num_threads * config.learner.num_processes)
         torch.set_num_threads(config.learner.num_threads)
         torch.manual_seed(config.seed)
@@ -56,7 +56,6 @@ class LearnerActor:
         self._publisher: Any = TRANSPORTS.load(config.weights.transport)(run_id, config.weights, put=ray.put)
         self._trainer: GrpoTrainer | None = None
         self._progress: dict[str, Any] = {"doing": "idle"}
-        self._engines_idle = False
         self._forward: Forward | None = None
         self._group = LearnerGroup(peers)
         self._group.gather(self._join)
@@ -111,8 +110,8 @@ class LearnerActor:
 
     @ray.method(concurrency_group="control")
     def use_idle_cores(self) -> None:
-        """The engines have nothing to do until the cold start has ended: it goes on with their cores' threads too."""
-        self._engines_idle = True
+        """The engines have nothing to do until the cold start has ended: it goes on with their cores too."""
+        self._idle_cores.free()
 
     @ray.method(concurrency_group="weights")
     def stored_weights(self, version: int) -> list[Any]:
@@ -136,24 +135,15 @@ class LearnerActor:
         self._forward = prepare(self._policy, self._config)
 
     def _imitate(self, episodes: Sequence[Episode]) -> list[dict[str, float]]:
-        with use_all_cores() as num_cores:
-            num_threads = idle_time_threads(self._config.learner, num_cores)
-
-            def note(num_done: int, num_total: int, metrics: dict[str, float]) -> None:
-                # In the thread that trains: torch keeps the number for each thread.
-                if self._engines_idle and torch.get_num_threads() != num_threads:
-                    torch.set_num_threads(num_threads)
-                self._progress = {"doing": "sft", "num_done": num_done, "num_total": num_total, "last": metrics}
-
-            return run_sft(
-                self._policy, episodes, self._config.sft, self._config.learner, note,
-                seed=self._config.seed, banned=banned_token_ids(self._policy.tokenizer), forward=self._forward,
-                train_vision=self._config.policy.train_vision,
-                tokens_per_microbatch=self._config.grpo.tokens_per_microbatch,
-            )  # fmt: skip
+        with use_all_cores():
+            return imitate(self._policy, episodes, self._config, self._note_progress, self._forward)
 
     def _grpo(self) -> GrpoTrainer:
         """Made at first use, after the cold start: the reference policy of a KL term is the policy then."""
         if self._trainer is None:
             self._trainer = GrpoTrainer(self._policy, self._config, forward=self._forward)
         return self._trainer
+
+    def _note_progress(self, num_done: int, num_total: int, metrics: dict[str, float]) -> None:
+        self._progress = {"doing": "sft", "num_done": num_done, "num_total": num_total, "last": metrics}
+        self._idle_cores.take()

@@ -14,15 +14,38 @@ from collections.abc import Callable, Sequence
 import torch
 from accelerate import Accelerator
 
-from medvista_ray.config import LearnerConfig, SftConfig
+from medvista_ray.config import LearnerConfig, SftConfig, TrainConfig
 from medvista_ray.models.batching import Batch, build_batch, split_microbatches
 from medvista_ray.models.policy import Policy, trainable_parameters
+from medvista_ray.rollout.chat import banned_token_ids
 from medvista_ray.types import Episode
 from trainers.optim import clip_gradients, make_accelerator, make_optimizer, set_learning_rate, warmup_cosine
 from trainers.sharding import Forward, deal, gather, make_forward
 
 Progress = Callable[[int, int, dict[str, float]], None]
 """Called after each update with the number of updates done, their total, and the update's metrics."""
+
+
+def imitate(
+    policy: Policy,
+    episodes: Sequence[Episode],
+    config: TrainConfig,
+    progress: Progress | None = None,
+    forward: Forward | None = None,
+) -> list[dict[str, float]]:
+    """`run_sft` as a run's configuration says."""
+    return run_sft(
+        policy,
+        episodes,
+        config.sft,
+        config.learner,
+        progress,
+        seed=config.seed,
+        banned=banned_token_ids(policy.tokenizer),
+        train_vision=config.policy.train_vision,
+        tokens_per_microbatch=config.grpo.tokens_per_microbatch,
+        forward=forward,
+    )
 
 
 def run_sft(
