@@ -70,7 +70,7 @@ class TrainingJob:
         """Tools, learner and engines come up side by side; the engines are waited for later."""
         with self._progress.phase("start tools and engines"):
             model = str(self._model_folder())
-            self._supervisor.start_learner(model, self._run_id)
+            self._learner: Any = self._supervisor.start_learner(model, self._run_id)
             self._supervisor.start_generators(model, self._make_client)
             self._is_deployed = True
             await asyncio.to_thread(self._deploy)
@@ -85,21 +85,19 @@ class TrainingJob:
         return resolve_policy(self._config.policy)
 
     async def _cold_start(self) -> None:
-        """The expert plays while the engines start; the learner imitates while the base is evaluated,
-        then with the engines' cores too."""
+        """The expert plays while the engines start; the learner imitates while the base is evaluated."""
         if self._folder.is_done("sft"):
             return
         with self._progress.phase("expert trajectories"):
             episodes = await self._expert()
             await asyncio.to_thread(self._supervisor.wait_ready)
-        learner: Any = self._supervisor.learner
-        imitation = learner.sft.remote(episodes)
+        imitation = self._learner.sft.remote(episodes)
         await self._arms.evaluate("no_tools", with_tools=False)
         await self._arms.evaluate("naive", with_tools=True)
-        await learner.use_idle_cores.remote()
+        await self._learner.use_idle_cores.remote()
         with self._progress.phase("cold start (SFT)"):
             history = await imitation
-            await learner.save_policy.remote(str(self._folder.sft_policy))
+            await self._learner.save_policy.remote(str(self._folder.sft_policy))
         self._folder.finish("sft", sft_loss=[step["loss"] for step in history])
 
     async def _expert(self) -> list[Episode]:
@@ -121,10 +119,9 @@ class TrainingJob:
         """The asynchronous loop, in the coordinator."""
         if self._folder.is_done("rl"):
             return
-        learner: Any = self._supervisor.learner
         with self._progress.phase("reinforcement learning"):
             checkpoint = self._folder.last_checkpoint()
-            state = await learner.load.remote(str(checkpoint)) if checkpoint else None
+            state = await self._learner.load.remote(str(checkpoint)) if checkpoint else None
             tasks = list(self._source.tasks(Split.TRAIN))
             self._supervisor.start_coordinator(tasks, str(self._folder.path), FIRST_RL_VERSION, state)
             status = await follow(self._supervisor.coordinator, self._config.grpo.num_steps, self._progress)
@@ -133,7 +130,7 @@ class TrainingJob:
             self._folder.save()
             self.stopping = True
             return
-        await learner.save_policy.remote(str(self._folder.rl_policy))
+        await self._learner.save_policy.remote(str(self._folder.rl_policy))
         self._folder.finish("rl", version=status["version"])
 
     async def _finish(self) -> None:

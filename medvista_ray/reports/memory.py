@@ -53,10 +53,12 @@ class PeakMemory:
     with PeakMemory(marker=run_id) as memory: ...; memory.peak_gib
     """
 
-    def __init__(self, root_pid: int | None = None, marker: str | None = None, interval_s: float = 1.0) -> None:
+    def __init__(
+        self, root_pid: int | None = None, marker: str | None = None, interval_s: float = 1.0, max_share: float = MAX_SHARE
+    ) -> None:
         self._root_pid = root_pid or os.getpid()
         self._marker = marker
-        self._interval_s = interval_s
+        self._interval_s, self._max_share = interval_s, max_share
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="peak-memory", daemon=True)
         self._peak: dict[str, int] = {}
@@ -84,7 +86,7 @@ class PeakMemory:
         while not self._stopped.wait(pause_s):
             begin_s = time.monotonic()
             self.sample()
-            pause_s = max(self._interval_s, (time.monotonic() - begin_s) / MAX_SHARE)
+            pause_s = max(self._interval_s, (time.monotonic() - begin_s) / self._max_share)
 
     def __enter__(self) -> PeakMemory:
         self.sample()

@@ -127,7 +127,7 @@ def test_reward_curve_averages_the_first_and_last_tenth() -> None:
 
 def test_peak_memory_sees_a_child_that_came_and_went() -> None:
     code = "import time; block = bytearray(150 * 2**20); time.sleep(1.0)"
-    with PeakMemory(interval_s=0.05) as memory:
+    with PeakMemory(interval_s=0.05, max_share=1.0) as memory:
         before = memory.peak_gib
         subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
     assert 0.14 < memory.peak_gib - before < 0.5
