@@ -49,7 +49,7 @@ test: assets
 		ls tests/$$layer/test_*.py >/dev/null 2>&1 || continue; \
 		echo "== $$layer"; start=$$(date +%s); \
 		case " $(ALONE) " in *" $$layer "*) processes=0 ;; *) processes=$(PROCESSES) ;; esac; \
-		$(BIN)/python -m pytest tests/$$layer --durations=5 --numprocesses=$$processes --dist=loadfile; \
+		$(BIN)/python -m pytest tests/$$layer --durations=5 --numprocesses=$$processes --dist=loadfile --no-loadscope-reorder; \
 		echo "== $$layer: $$(( $$(date +%s) - start )) s"; \
 	done; \
 	echo "== all layers: $$(( $$(date +%s) - begin )) s"

@@ -80,7 +80,7 @@ def head(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Iterator[Head]
         children = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGTERM)
         try:
-            process.wait(30)
+            process.wait(10)
         except subprocess.TimeoutExpired:
             process.kill()
         for child in children:
