@@ -119,7 +119,7 @@ def connect_ray(config: TrainConfig, run_id: str) -> None:
         MARKER_NAME: run_id,
         "OMP_NUM_THREADS": "1",
         "VLLM_NO_USAGE_STATS": "1",
-        # Of Serve's controller: at 0.1 s it looks after our 15 deployments for a quarter of a core.
+        # Of Serve's controller: at 0.1 s it looks after our 15 deployments for an eighth of a core.
         "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "1.0",
     }
     import ray

@@ -187,7 +187,7 @@ def test_micro_batches_never_exceed_the_budget_in_packed_tokens(policies: dict[s
 
 def test_episodes_of_one_question_stay_in_one_micro_batch(policies: dict[str, Policy]) -> None:
     names = ["a", "b", "a", "b", "c", "c"]
-    episodes = [_of_length(policies["internvl"], 20 + i, [], f"{name}") for i, name in enumerate(names)]
+    episodes = [_of_length(policies["internvl"], 20 + i, [], name) for i, name in enumerate(names)]
     batches = split_microbatches(episodes, policies["internvl"], tokens_per_microbatch=50)
     assert [{names[i] for i in batch} for batch in batches] == [{"a", "b"}, {"c"}]
 

@@ -131,7 +131,7 @@ def test_peak_memory_sees_a_child_that_came_and_went() -> None:
         before = memory.peak_gib
         subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
     assert 0.14 < memory.peak_gib - before < 0.5
-    assert memory.num_samples > 2
+    assert memory.num_samples > 5
     assert sum(memory.by_process_gib.values()) <= memory.peak_gib + 1e-9
 
 
