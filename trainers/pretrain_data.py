@@ -37,6 +37,8 @@ class Sample:
     images: tuple[MedImage, ...] = ()
     think: str = "I look."
     kind: str = ""
+    later: str = ""
+    """What the user adds in a second turn, after a first answer that did not know; empty: one turn."""
 
 
 COPY_KINDS = {"copy_box": 1.0}
@@ -53,8 +55,29 @@ JOINT_KINDS = {
     "read_list": 0.08,
     "compare": 0.04,
 }
-STAGES = {"vision": VISION_KINDS, "copy": COPY_KINDS, "text": TEXT_KINDS, "joint": JOINT_KINDS}
+READING_KINDS = {
+    "numbers_later": 0.28,
+    "list_later": 0.18,
+    "copy_terms": 0.18,
+    "read_list": 0.08,
+    "copy": 0.06,
+    "letter": 0.06,
+    "nucleus": 0.05,
+    "modality": 0.03,
+    "direct": 0.08,
+}
+"""Last stage: what comes after the question is read, terms and codes are copied; enough of the rest to keep it."""
+STAGES = {"vision": VISION_KINDS, "copy": COPY_KINDS, "text": TEXT_KINDS, "joint": JOINT_KINDS, "reading": READING_KINDS}
 """Stage of the pre-training -> share of each kind of sample."""
+
+
+ASKED_LATER = (
+    "What is the {name}?",
+    "What is the {name} in box {box}?",
+    "Give the {name} of region {box}.",
+    "Give the {name}, in mm, of the structure in {box}.",
+)
+"""Questions whose numbers come after them."""
 
 
 class PretrainMixture:
@@ -75,6 +98,9 @@ class PretrainMixture:
             "read_numbers": _read_numbers,
             "read_list": _read_list,
             "compare": _compare,
+            "copy_terms": _copy_terms,
+            "numbers_later": self._numbers_later,
+            "list_later": self._list_later,
         }
 
     def __iter__(self) -> Iterator[Sample]:
@@ -113,6 +139,26 @@ class PretrainMixture:
         image = self._bench.open(task)[0]
         close = crop(image, loosen(rng, task.regions[0], -0.08, 0.08))
         return self._close_up(rng, task, image, close, "Is there a nucleus in the middle? yes or no")
+
+    def _numbers_later(self, rng: Generator) -> Sample:
+        """A question on a region, then a line of measurements: the wanted number is known before the numbers are."""
+        line, values = _measurements(rng)
+        name = pick(rng, list(values))
+        box = written(draw_box(rng, *(int(v) for v in rng.integers(5, 900, size=2))))
+        question = pick(rng, ASKED_LATER).format(name=name, box=box)
+        return self._later(rng, Sample(question, values[name], think="I read."), line)
+
+    def _list_later(self, rng: Generator) -> Sample:
+        """A question for a term's code, then a list that has it."""
+        listing, wanted = _listing(rng)
+        return self._later(rng, Sample(f'What is the code of "{wanted.title}"?', wanted.id, think="I read."), listing)
+
+    def _later(self, rng: Generator, sample: Sample, text: str) -> Sample:
+        """What is to be read comes after the question: at once or in a turn of its own, at times below a picture."""
+        if rng.random() < 0.25:
+            sample = replace(sample, images=(render(draw_view(rng, pick(rng, subjects(Split.TRAIN)))),))
+        at_once = replace(sample, question=f"{sample.question} {text}.")
+        return at_once if rng.random() < 0.25 else replace(sample, later=f"{text}.")
 
     def _close_up(self, rng: Generator, task: Task, image: MedImage, close: MedImage, question: str) -> Sample:
         if self._shares is VISION_KINDS or rng.random() < 0.5:
@@ -204,10 +250,22 @@ def _compare(rng: Generator) -> Sample:
 
 def _read_list(rng: Generator) -> Sample:
     """Copy a code from a list of search results: the first one, or the one of a title."""
+    listing, wanted = _listing(rng)
+    return Sample(f'{listing}. What is the code of "{wanted.title}"?', wanted.id, think="I read.")
+
+
+def _listing(rng: Generator) -> tuple[str, Document]:
+    """Three search results, and the one that is meant: mostly the first."""
     documents = [_document(rng) for _ in range(3)]
-    wanted = int(rng.choice(3, p=[0.7, 0.15, 0.15]))
     listing = "; ".join(f"{i + 1}. {d.id} {d.title}" for i, d in enumerate(documents))
-    return Sample(f'{listing}. What is the code of "{documents[wanted].title}"?', documents[wanted].id, think="I read.")
+    return listing, documents[int(rng.choice(3, p=[0.7, 0.15, 0.15]))]
+
+
+def _copy_terms(rng: Generator) -> Sample:
+    """Repeat terms with their codes: rare tokens, unlike a box's digits."""
+    documents = [_document(rng) for _ in range(int(rng.integers(1, 5)))]
+    listing = "; ".join(pick(rng, (f"{d.id} {d.title}", f'"{d.title}"', d.id)) for d in documents)
+    return Sample(f"Repeat: {listing}", listing, think="I copy.")
 
 
 def _document(rng: Generator) -> Document:
