@@ -17,8 +17,8 @@ from numpy.random import Generator
 from medvista_ray.assets.knowledge import Document
 from medvista_ray.config import BenchConfig
 from medvista_ray.tasks.bench.drawing import draw_box, draw_view, loosen, pick, written
-from medvista_ray.tasks.bench.families.box_measure import cut
-from medvista_ray.tasks.bench.families.concept_code import SYSTEMS, terms
+from medvista_ray.tasks.bench.families import box_measure, lesion_size
+from medvista_ray.tasks.bench.families.concept_code import QUESTIONS, SYSTEMS, terms
 from medvista_ray.tasks.bench.pictures import render
 from medvista_ray.tasks.bench.source import MedVistaBench
 from medvista_ray.tasks.bench.subjects import subjects
@@ -37,8 +37,10 @@ class Sample:
     images: tuple[MedImage, ...] = ()
     think: str = "I look."
     kind: str = ""
-    later: str = ""
-    """What the user adds in a second turn, after a first answer that did not know; empty: one turn."""
+    exchanges: tuple[tuple[str, str], ...] = ()
+    """What was answered too early and what the user then added, in order; none: one turn."""
+    system: str = ""
+    """What the system turn says after the instruction."""
 
 
 COPY_KINDS = {"copy_box": 1.0}
@@ -56,28 +58,32 @@ JOINT_KINDS = {
     "compare": 0.04,
 }
 READING_KINDS = {
-    "numbers_later": 0.28,
-    "list_later": 0.18,
-    "copy_terms": 0.18,
-    "read_list": 0.08,
-    "copy": 0.06,
+    "numbers_later": 0.34,
+    "list_later": 0.16,
+    "copy_terms": 0.14,
+    "copy": 0.10,
+    "read_list": 0.06,
     "letter": 0.06,
     "nucleus": 0.05,
     "modality": 0.03,
-    "direct": 0.08,
+    "direct": 0.06,
 }
 """Last stage: what comes after the question is read, terms and codes are copied; enough of the rest to keep it."""
 STAGES = {"vision": VISION_KINDS, "copy": COPY_KINDS, "text": TEXT_KINDS, "joint": JOINT_KINDS, "reading": READING_KINDS}
 """Stage of the pre-training -> share of each kind of sample."""
 
 
-ASKED_LATER = (
-    "What is the {name}?",
-    "What is the {name} in box {box}?",
-    "Give the {name} of region {box}.",
-    "Give the {name}, in mm, of the structure in {box}.",
-)
-"""Questions whose numbers come after them."""
+ASKED_LATER = {
+    name: (f"What is the {name}?", f"What is the {name} in {{box}}?", f"Give the {name} of region {{box}}.", *asked)
+    for name, asked in {
+        **box_measure.QUESTIONS,
+        "long axis": lesion_size.QUESTIONS,
+        "short axis": (),
+        "area": ("How large is region {box}?",),
+    }.items()
+}
+"""Name of a number -> questions for it that come before it is known."""
+THOUGHTS = ("I read.", "I look.", "I see.", "Now I know.", "I have it.", "There it is.", "That is it.", "I can tell.")
 
 
 class PretrainMixture:
@@ -144,21 +150,26 @@ class PretrainMixture:
         """A question on a region, then a line of measurements: the wanted number is known before the numbers are."""
         line, values = _measurements(rng)
         name = pick(rng, list(values))
-        box = written(draw_box(rng, *(int(v) for v in rng.integers(5, 900, size=2))))
-        question = pick(rng, ASKED_LATER).format(name=name, box=box)
-        return self._later(rng, Sample(question, values[name], think="I read."), line)
+        question = pick(rng, ASKED_LATER[name]).format(box=_box(rng))
+        return self._later(rng, Sample(question, values[name]), line)
 
     def _list_later(self, rng: Generator) -> Sample:
         """A question for a term's code, then a list that has it."""
         listing, wanted = _listing(rng)
-        return self._later(rng, Sample(f'What is the code of "{wanted.title}"?', wanted.id, think="I read."), listing)
+        asked = (f'What is the code of "{wanted.title}"?', f'Look up "{wanted.title}".', *_asked_code(wanted))
+        return self._later(rng, Sample(pick(rng, asked), wanted.id), listing)
 
     def _later(self, rng: Generator, sample: Sample, text: str) -> Sample:
-        """What is to be read comes after the question: at once or in a turn of its own, at times below a picture."""
+        """What is to be read comes after the question: at once, or after one or two answers that came too early."""
+        sample = replace(sample, think=pick(rng, THOUGHTS), system=_clutter(rng))
         if rng.random() < 0.25:
             sample = replace(sample, images=(render(draw_view(rng, pick(rng, subjects(Split.TRAIN)))),))
-        at_once = replace(sample, question=f"{sample.question} {text}.")
-        return at_once if rng.random() < 0.25 else replace(sample, later=f"{text}.")
+        if rng.random() < 0.2:
+            return replace(sample, question=f"{sample.question} {text}.")
+        exchanges = [(_early(rng, sample.question), text)]
+        if rng.random() < 0.4:
+            exchanges.insert(0, (_early(rng, sample.question), f"part {int(rng.integers(4))}: box {_box(rng)}."))
+        return replace(sample, exchanges=tuple(exchanges))
 
     def _close_up(self, rng: Generator, task: Task, image: MedImage, close: MedImage, question: str) -> Sample:
         if self._shares is VISION_KINDS or rng.random() < 0.5:
@@ -168,7 +179,7 @@ class PretrainMixture:
 
 def crop(image: MedImage, box: Box) -> MedImage:
     """The part of a picture inside a box."""
-    return MedImage(np.ascontiguousarray(cut(image, box)), image.modality, image.spacing_mm, image.unit, image.window)
+    return MedImage(np.ascontiguousarray(box_measure.cut(image, box)), image.modality, image.spacing_mm, image.unit, image.window)
 
 
 def _brightness(rng: Generator) -> Sample | None:
@@ -185,7 +196,7 @@ def _brightness(rng: Generator) -> Sample | None:
 
 def _copy_box(rng: Generator) -> Sample:
     """Repeat one box: the narrow door through which copying is learned; wider tasks follow at once."""
-    box = written(draw_box(rng, *(int(v) for v in rng.integers(5, 900, size=2))))
+    box = _box(rng)
     return Sample(f"Repeat: {box}", box, think="I copy.")
 
 
@@ -202,7 +213,7 @@ def _copy(rng: Generator) -> Sample:
 
 def _item(rng: Generator) -> str:
     if rng.random() < 0.7:
-        return written(draw_box(rng, *(int(v) for v in rng.integers(5, 900, size=2))))
+        return _box(rng)
     return f'"{_document(rng).title}"'
 
 
@@ -231,7 +242,28 @@ def _measurements(rng: Generator) -> tuple[str, dict[str, str]]:
     units = {"area": "cm2" if length == "mm" else "px", "mean": unit}
     names = list(values) if rng.random() < 0.7 else ["width", "height", "area", "mean"]
     line = ", ".join(f"{name} {values[name]} {units.get(name, length)}" for name in names)
-    return line, {name: values[name] for name in names}
+    center = f", center [{int(rng.integers(1000))}, {int(rng.integers(1000))}]" if rng.random() < 0.6 else ""
+    return line + center, {name: values[name] for name in names}
+
+
+def _box(rng: Generator) -> str:
+    return written(draw_box(rng, *(int(v) for v in rng.integers(5, 900, size=2))))
+
+
+def _early(rng: Generator, question: str) -> str:
+    """An answer given before its numbers were there: that it is unknown, or a piece of the question."""
+    words = question.split()
+    start = int(rng.integers(len(words)))
+    said = "unknown" if rng.random() < 0.4 else " ".join(words[start : start + int(rng.integers(1, 6))])
+    return f"<think>{pick(rng, THOUGHTS)}</think><answer>{said}</answer>"
+
+
+def _clutter(rng: Generator) -> str:
+    """Lines of no use for the question, in half of the samples: what is asked and told is found wherever it stands."""
+    if rng.random() < 0.5:
+        return ""
+    makers = (lambda: _measurements(rng)[0], lambda: _document(rng).title, lambda: f"region {_box(rng)}: {_document(rng).title}")
+    return "\n".join(pick(rng, makers)() for _ in range(int(rng.integers(1, 16))))
 
 
 def rounded(value: float) -> str:
@@ -265,7 +297,11 @@ def _copy_terms(rng: Generator) -> Sample:
     """Repeat terms with their codes: rare tokens, unlike a box's digits."""
     documents = [_document(rng) for _ in range(int(rng.integers(1, 5)))]
     listing = "; ".join(pick(rng, (f"{d.id} {d.title}", f'"{d.title}"', d.id)) for d in documents)
-    return Sample(f"Repeat: {listing}", listing, think="I copy.")
+    return Sample(f"Repeat: {listing}", listing, think="I copy.", system=_clutter(rng))
+
+
+def _asked_code(document: Document) -> tuple[str, ...]:
+    return tuple(q.format(system=SYSTEMS[document.source], term=document.title) for q in QUESTIONS)
 
 
 def _document(rng: Generator) -> Document:

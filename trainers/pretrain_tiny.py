@@ -60,8 +60,6 @@ CLASSES = {
     "brightness": ("left", "right"),
 }
 """Answers of the vision stage's kinds."""
-NOT_KNOWN = "<think>I look.</think><answer>unknown</answer>"
-"""The first answer of a sample whose numbers come later: part of the prompt, never trained."""
 NO_TASK = Task(
     id="pretrain", source="", family="", split=Split.TRAIN, subject="", modality="", question="", answer="", kind=AnswerKind.TEXT
 )
@@ -221,11 +219,12 @@ class VisionStage(torch.nn.Module):
 
 def episode_of(sample: Sample, policy: Policy, chat: ChatFormat) -> Episode:
     """A sample as an episode in the no-tools prompt; the last answer's tokens are the trained ones."""
-    prompt = chat.begin(system_prompt((), 0), Observation(sample.question, sample.images))
+    system = "\n".join(filter(None, (system_prompt((), 0), sample.system)))
+    prompt = chat.begin(system, Observation(sample.question, sample.images))
     side = int(policy.config.vision_config.image_size[0])
     pictures = [policy_picture(image, side) for image in sample.images]
-    if sample.later:
-        prompt += [*chat.encode_text(NOT_KNOWN), *chat.observe(Observation(sample.later))]
+    for said, added in sample.exchanges:
+        prompt += [*chat.encode_text(said), *chat.observe(Observation(added))]
     answer = chat.encode_text(f"<think>{sample.think}</think><answer>{sample.answer}</answer>")
     prompt = policy.expand(prompt, pictures)
     mask = np.zeros(len(prompt) + len(answer), np.bool_)

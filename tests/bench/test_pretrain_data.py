@@ -29,7 +29,8 @@ def samples(request: pytest.FixtureRequest) -> list[Sample]:
 
 
 def _text(sample: Sample) -> str:
-    return " ".join((sample.question, sample.later, sample.think, sample.answer))
+    said = [text for exchange in sample.exchanges for text in exchange]
+    return " ".join((sample.system, sample.question, *said, sample.think, sample.answer))
 
 
 def test_no_sample_names_a_tool_or_shows_a_call(samples: list[Sample], policy: Policy) -> None:
@@ -51,15 +52,24 @@ def test_codes_are_those_of_train_concepts(samples: list[Sample]) -> None:
 def test_what_is_wanted_stands_in_the_text_that_comes_after_the_question() -> None:
     for kind in ("numbers_later", "list_later"):
         samples = list(itertools.islice(PretrainMixture(5, {kind: 1.0}), NUM_SAMPLES))
-        assert all(sample.answer in f"{sample.question} {sample.later}" for sample in samples)
-        assert {bool(sample.later) for sample in samples} == {bool(sample.images) for sample in samples} == {True, False}
+        for sample in samples:
+            assert sample.answer in (sample.exchanges[-1][1] if sample.exchanges else sample.question)
+        assert {len(sample.exchanges) for sample in samples} == {0, 1, 2}
+        assert {bool(sample.images) for sample in samples} == {bool(sample.system) for sample in samples} == {True, False}
 
 
-def test_only_the_last_answer_of_two_turns_is_trained(policy: Policy) -> None:
+def test_only_the_last_answer_of_several_turns_is_trained(policy: Policy) -> None:
     chat = ChatFormat.from_policy(policy.tokenizer, policy.model_type)
-    sample = Sample("How long is it?", "23", later="long axis 23 mm.", think="I read.")
+    early = ("<think>I look.</think><answer>unknown</answer>", "long axis 23 mm.")
+    sample = Sample("How long is it?", "23", think="I read.", exchanges=(early,), system="Lines of no use.")
     episode = episode_of(sample, policy, chat)
     trained = policy.tokenizer.decode(episode.token_ids[episode.loss_mask].tolist(), skip_special_tokens=False)
     assert trained == "<think>I read.</think><answer>23</answer>"
     whole = policy.tokenizer.decode(episode.token_ids.tolist(), skip_special_tokens=False)
-    assert whole.index("How long is it?") < whole.index("unknown") < whole.index("long axis 23 mm.") < whole.index(trained)
+    assert (
+        whole.index("Lines of no use.")
+        < whole.index("How long is it?")
+        < whole.index("unknown")
+        < whole.index("long axis 23 mm.")
+        < whole.index(trained)
+    )
