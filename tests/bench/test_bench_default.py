@@ -14,8 +14,8 @@ from medvista_ray.types import Split
 pytestmark = pytest.mark.assets
 NUM_TASKS = 400
 PINNED = {
-    Split.TRAIN: "472ddc55dfb0e4ed924109bd1486e4e3f62285fcd6e19349ebfc25dbaf33173c",
-    Split.TEST: "9ce7d8b31df739844788c984f405326bed6d41b913d2d404f263f4f288a8608f",
+    Split.TRAIN: "0271e15d8132eaafe3786b0f0907836ecb0f064ebadb30e9fc9f0f32946db528",
+    Split.TEST: "cd1cbd3cdab5e5968ab306bf3f1157b0cefb92fecdd243395b5d604a67044709",
 }
 
 

@@ -35,7 +35,7 @@ _WIDE = {
 SHARES = _CORE | _WIDE
 """Weight of each family; its share of a split is this over the sum of those in use."""
 SETS = {"core": tuple(_CORE), "wide": tuple(name for name in SHARES if name != "lesion_size")}
-"""Named sets of families. The wide set has `lesion_longer` in the place of `lesion_size`, which the tools solve too seldom."""
+"""Named sets of families. The wide set has `lesion_longer` in the place of `lesion_size`."""
 
 FAMILIES = Registry("familie", {name: f"medvista_ray.tasks.bench.families.{name}:make" for name in SHARES})
 """Family name -> its `make` function."""

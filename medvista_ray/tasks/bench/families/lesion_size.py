@@ -1,7 +1,8 @@
 """How long is the outlined structure? Segment from a loose box, then measure the mask.
 
 The truth is the expert's tumour mask (or, on the training CT, an organ mask). The box in the question is loose by a random
-margin, so measuring the box itself misses the tolerance, and the field of view varies, so the box does not tell millimetres.
+margin, so measuring the box itself often misses the tolerance, and the field of view varies, so the box does not tell
+millimetres.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ from medvista_ray.types import AnswerKind, Split
 
 RANGE_MM = (12.0, 90.0)
 TOLERANCE = 0.15
+LOOSE = (0.10, 0.17)
+"""Margin of the box, as a share of its sides. LiteMedSAM fills a looser box with too much: from 0.12 to 0.30, its outlines are
+right within the tolerance in 57 of 100 training tasks and 72 of 100 test tasks; here, in 94 and 92."""
 MIN_AREA_PX = 90
 NUM_BINS = 6
 NUM_PICTURES = {Split.TRAIN: 64, Split.VALIDATION: 8, Split.TEST: 32}
@@ -152,7 +156,7 @@ def _ask(rng: Generator, candidate: Candidate) -> Draft:
     structure, recipe = candidate.structure, candidate.recipe
     mask = np.asarray(volume(structure.subject).labels[structure.slice]) == structure.label  # pyright: ignore[reportOptionalSubscript]
     gold = box_of(orient(mask, recipe))
-    box = loosen(rng, gold, 0.12, 0.3)
+    box = loosen(rng, gold, *LOOSE)
     return Draft(
         subject=structure.subject,
         modality=BY_ID[structure.subject].modality,
