@@ -148,7 +148,7 @@ class PretrainMixture:
 
     def _numbers_later(self, rng: Generator) -> Sample:
         """A question on a region, then a line of measurements: the wanted number is known before the numbers are."""
-        line, values = _measurements(rng)
+        line, values = _full_measurements(rng)
         name = pick(rng, list(values))
         question = pick(rng, ASKED_LATER[name]).format(box=_box(rng))
         return self._later(rng, Sample(question, values[name]), line)
@@ -242,8 +242,14 @@ def _measurements(rng: Generator) -> tuple[str, dict[str, str]]:
     units = {"area": "cm2" if length == "mm" else "px", "mean": unit}
     names = list(values) if rng.random() < 0.7 else ["width", "height", "area", "mean"]
     line = ", ".join(f"{name} {values[name]} {units.get(name, length)}" for name in names)
+    return line, {name: values[name] for name in names}
+
+
+def _full_measurements(rng: Generator) -> tuple[str, dict[str, str]]:
+    """The same, at times with a center, whose numbers have no name of their own."""
+    line, values = _measurements(rng)
     center = f", center [{int(rng.integers(1000))}, {int(rng.integers(1000))}]" if rng.random() < 0.6 else ""
-    return line + center, {name: values[name] for name in names}
+    return line + center, values
 
 
 def _box(rng: Generator) -> str:
@@ -262,7 +268,11 @@ def _clutter(rng: Generator) -> str:
     """Lines of no use for the question, in half of the samples: what is asked and told is found wherever it stands."""
     if rng.random() < 0.5:
         return ""
-    makers = (lambda: _measurements(rng)[0], lambda: _document(rng).title, lambda: f"region {_box(rng)}: {_document(rng).title}")
+    makers = (
+        lambda: _full_measurements(rng)[0],
+        lambda: _document(rng).title,
+        lambda: f"region {_box(rng)}: {_document(rng).title}",
+    )
     return "\n".join(pick(rng, makers)() for _ in range(int(rng.integers(1, 16))))
 
 
