@@ -6,6 +6,7 @@ back in the picture's, embeddings are made once, and mistakes are told.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,18 @@ def picture(height: int = 60, width: int = 90) -> MedImage:
     return MedImage(pixels, "CT", (0.8, 0.6), "HU", (-160.0, 240.0))
 
 
+def saved(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[], Any]) -> Path:
+    """A new folder with the model that `make` builds; its random weights are the same in each run."""
+    import torch
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp(name)
+    make().save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def sam2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import torch
     from transformers import (
         Sam2Config,
         Sam2HieraDetConfig,
@@ -43,7 +53,6 @@ def sam2(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Sam2VisionConfig,
     )
 
-    torch.manual_seed(0)
     hiera = Sam2HieraDetConfig(
         hidden_size=16,
         image_size=[64, 64],
@@ -62,21 +71,14 @@ def sam2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     prompt = Sam2PromptEncoderConfig(hidden_size=32, image_size=64, mask_input_channels=4)
     decoder = Sam2MaskDecoderConfig(hidden_size=32, mlp_dim=64, num_attention_heads=2, iou_head_hidden_dim=32)
     config = Sam2Config(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=decoder)
-    folder = tmp_path_factory.mktemp("sam2")
-    Sam2Model(config).save_pretrained(folder)
-    return folder
+    return saved(tmp_path_factory, "sam2", lambda: Sam2Model(config))
 
 
 @pytest.fixture(scope="module")
 def dino(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import torch
     from transformers import BertConfig, BertTokenizer, GroundingDinoConfig, GroundingDinoForObjectDetection, SwinConfig
 
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("dino")
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "?", "left", "kidney", "mass"]
-    (folder / "vocab.txt").write_text("\n".join(words))
-    BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
     config = GroundingDinoConfig(
         backbone_config=SwinConfig(
             embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=4, out_features=["stage2", "stage3", "stage4"]
@@ -94,20 +96,18 @@ def dino(tmp_path_factory: pytest.TempPathFactory) -> Path:
         num_queries=12,
         max_text_len=16,
     )
-    GroundingDinoForObjectDetection(config).save_pretrained(folder)
+    folder = saved(tmp_path_factory, "dino", lambda: GroundingDinoForObjectDetection(config))
+    (folder / "vocab.txt").write_text("\n".join(words))
+    BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def swin2sr(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import torch
     from transformers import Swin2SRConfig, Swin2SRForImageSuperResolution
 
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("swin2sr")
     config = Swin2SRConfig(embed_dim=12, depths=[1], num_heads=[2], window_size=4, upscale=2, upsampler="pixelshuffledirect")
-    Swin2SRForImageSuperResolution(config).save_pretrained(folder)
-    return folder
+    return saved(tmp_path_factory, "swin2sr", lambda: Swin2SRForImageSuperResolution(config))
 
 
 def segmenter(weights: Path) -> SegmentPrompt:
