@@ -16,7 +16,7 @@ import sys
 import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -191,13 +191,14 @@ def served(config: ToolsConfig, body: Callable[[Any], Awaitable[dict[str, Any]]]
     from serve_apps.deploy import deploy_tools, make_client, shutdown_tools
 
     async def main() -> dict[str, Any]:
-        return await body(make_client(config))
+        try:
+            with closing(make_client(config)) as client:
+                return await body(client)
+        finally:  # while the loop runs on which the client still hears of the applications
+            await asyncio.to_thread(shutdown_tools, config.app_name)
 
     deploy_s = deploy_tools(config)
-    try:
-        return asyncio.run(main()), deploy_s
-    finally:
-        shutdown_tools(config.app_name)
+    return asyncio.run(main()), deploy_s
 
 
 def speed(args: Namespace) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def deployment_options(args: ToolsAppArgs, tool: str) -> dict[str, Any]:
         "graceful_shutdown_timeout_s": _DRAIN_S if args.scaling is None else args.limit_s(tool) + _DRAIN_S,
         "ray_actor_options": {**resources, "runtime_env": _runtime_env()},
         "max_constructor_retry_count": 2,
-        "logging_config": {"enable_access_log": False},  # a line per call, flushed while the caller waits
+        "logging_config": {"enable_access_log": False, "log_level": "WARNING"},  # a line per call, made while the caller waits
     }
 
 

@@ -7,7 +7,8 @@ with `app_name`. One client per process and event loop. Implements `ToolClient`;
 
 A call goes as one gRPC message with the pictures' keys, those new to the tool along, answered by one message: the way through
 Ray's objects takes three trips (accepted, answer, fetch) and four times as long. That way, with pictures stored once per
-process, remains for what a message cannot carry, for a replica that lacks a picture, and for every retry.
+process, remains for what a message cannot carry, for a replica that lacks a picture, and for every retry. The handles'
+routers run on the caller's event loop: on Serve's own thread, every call would change threads twice on its way.
 """
 
 from __future__ import annotations
@@ -44,10 +45,12 @@ _LONGEST_PAUSE_S = 8.0
 
 @dataclass(frozen=True)
 class _Ways:
-    """One tool's handle, twice: for `ToolReplica.call_known` and for `ToolReplica.call`."""
+    """One tool's handle, twice: for `ToolReplica.call_known` and for `ToolReplica.call`; they share a router."""
 
     message: DeploymentHandle[Any]
     reference: DeploymentHandle[Any]
+    loop: asyncio.AbstractEventLoop
+    """Where the router runs."""
 
 
 class ServeToolClient:
@@ -76,6 +79,8 @@ class ServeToolClient:
         self._limits_s = {spec.name: (tool_timeout_s or {}).get(spec.name, timeout_s) + queue_s for spec in self.specs}
         self._slots = asyncio.Semaphore(max_in_flight)
         self._handles: dict[str, _Ways] = {}
+        self._connecting = asyncio.Lock()
+        self._ending: list[asyncio.Task[None]] = []
         self._images = ImageRefs(image_cache_mib << 20)
         self._statistics = CallStatistics()
 
@@ -95,9 +100,13 @@ class ServeToolClient:
         return self._statistics.summary()
 
     def close(self) -> None:
-        """End the handles' threads, which would go on to report figures to a controller that may be gone."""
-        while self._handles:
-            self._handles.popitem()[1].reference.shutdown()  # of both: they share a router
+        """End the handles' routers, which would go on to report figures to a controller that may be gone.
+
+        On the loop that the calls ran on; once that is closed, it has ended them itself.
+        """
+        ways, self._handles = list(self._handles.values()), {}
+        if ways and ways[0].loop.is_running():
+            self._ending += [way.loop.create_task(way.reference.shutdown_async()) for way in ways]
 
     async def _reach(self, name: str, arguments: Mapping[str, Any], context: ToolContext) -> ToolOutcome:
         async with self._slots:
@@ -147,16 +156,26 @@ class ServeToolClient:
     async def _handle(self, name: str) -> _Ways:
         """One handle per tool: each keeps a long-poll client, so making many leaks."""
         if name not in self._handles:
-            try:
-                # In a thread: it asks the controller and would block the event loop.
-                handle = await asyncio.to_thread(serve.get_deployment_handle, name, self._application(name))
-            except KeyError as error:
-                words = f"application {self._application(name)!r} serves no tool {name!r}; deploy it first"
-                raise ToolInfrastructureError(words) from error
-            reference = handle.options(method_name="call", _by_reference=True)
-            message = handle.options(method_name="call_known", _by_reference=False)
-            self._handles.setdefault(name, _Ways(message, reference))
+            async with self._connecting:
+                if name not in self._handles:
+                    self._handles[name] = await self._connect(name)
         return self._handles[name]
+
+    async def _connect(self, name: str) -> _Ways:
+        application = self._application(name)
+        try:
+            # In a thread: it asks the controller and would block the event loop.
+            await asyncio.to_thread(serve.get_deployment_handle, name, application)
+        except KeyError as error:
+            words = f"application {application!r} serves no tool {name!r}; deploy it first"
+            raise ToolInfrastructureError(words) from error
+        handle: DeploymentHandle[Any] = DeploymentHandle(name, application)  # Serve's is shared by all loops of the process
+        handle._init(_run_router_in_separate_loop=False)  # pyright: ignore[reportPrivateUsage]  # no public way
+        message = handle.options(
+            method_name="call_known", _by_reference=False, request_serialization="pickle", response_serialization="pickle"
+        )
+        reference = handle.options(method_name="call", _by_reference=True)
+        return _Ways(message, reference, asyncio.get_running_loop())
 
     def _application(self, name: str) -> str:
         return application_name(self.app_name, self._specs[name].family)
