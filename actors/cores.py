@@ -6,9 +6,13 @@ An engine binds its worker to the cores of VLLM_CPU_OMP_THREADS_BIND; a learner 
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
+import time
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 from medvista_ray.config import GeneratorConfig, LearnerConfig
 
@@ -50,11 +54,36 @@ def use_all_cores() -> Generator[None]:
         _bind_all_threads(before)
 
 
-class IdleCores:
-    """The engines' cores, for the learner's threads from when the engines have nothing to do (`free`, from any thread)."""
+@dataclass(frozen=True)
+class Usage:
+    """Readings of three clocks, in seconds."""
 
-    def __init__(self, learner: LearnerConfig) -> None:
-        self._learner, self._are_free = learner, False
+    wall: float
+    busy: float
+    """Of this process's cores, all programs on them together."""
+    own: float
+    """Of this process, all its threads together."""
+
+    @classmethod
+    def read(cls) -> Usage:
+        """Now."""
+        times = psutil.cpu_times(percpu=True)
+        used = [times[core] for core in os.sched_getaffinity(0) if core < len(times)]
+        busy = sum(sum(core) - core.idle - getattr(core, "iowait", 0.0) for core in used)
+        return cls(time.monotonic(), busy, time.process_time())
+
+
+class IdleCores:
+    """The engines' cores, for the learner's threads from when the engines have nothing to do (`free`, from any thread).
+
+    As many as other programs leave: threads that wait for one another at every product, each for its turn on a core that
+    another program has too, take several times as long as one thread.
+    """
+
+    def __init__(self, learner: LearnerConfig, read: Callable[[], Usage] = Usage.read) -> None:
+        self._learner, self._read = learner, read
+        self._are_free = False
+        self._last: Usage | None = None
 
     def free(self) -> None:
         """The engines are idle from here on."""
@@ -64,9 +93,17 @@ class IdleCores:
         """In the thread that trains, between two updates: torch keeps the number of threads for each thread."""
         import torch
 
-        num_cores = len(os.sched_getaffinity(0)) // self._learner.num_processes
-        if self._are_free and torch.get_num_threads() < min(num_cores, MAX_THREADS):
-            torch.set_num_threads(min(num_cores, MAX_THREADS))
+        if self._are_free and (num_threads := self._num_threads()) != torch.get_num_threads():
+            torch.set_num_threads(num_threads)
+
+    def _num_threads(self) -> int:
+        """What this process's share of the cores that others left since the last call allows, halves rounded up."""
+        learner, last = self._learner, self._last
+        self._last = now = self._read()
+        cores = float(len(os.sched_getaffinity(0)) // learner.num_processes)
+        if last is not None and learner.num_processes == 1 and now.wall > last.wall:
+            cores -= max(now.busy - last.busy - (now.own - last.own), 0.0) / (now.wall - last.wall)
+        return max(min(int(cores + 0.5), MAX_THREADS), learner.num_threads)
 
 
 def _bind_all_threads(cores: set[int]) -> None:
