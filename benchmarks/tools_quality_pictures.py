@@ -34,7 +34,7 @@ class Album:
     def write(self) -> str:
         """The montage: the worst above, the best below; its path."""
         ordered = sorted(self._cases, key=lambda case: case[0])
-        rows = [ordered[:_NUM_EACH], ordered[-_NUM_EACH:]]
+        rows = [ordered[:_NUM_EACH], ordered[_NUM_EACH:][-_NUM_EACH:]]
         sheet = Image.new("RGB", (SIDE * _NUM_EACH, (SIDE + 34) * 2), "white")
         for row, cases in enumerate(rows):
             for column, (score, caption, picture) in enumerate(cases):
