@@ -188,6 +188,8 @@ def own_serve() -> Iterator[None]:
 
 def served(config: ToolsConfig, body: Callable[[Any], Awaitable[dict[str, Any]]]) -> tuple[dict[str, Any], float]:
     """What `body` finds with a client of that application, and the seconds that deploying it took."""
+    from ray._private.async_compat import get_new_event_loop
+
     from serve_apps.deploy import deploy_tools, make_client, shutdown_tools
 
     async def main() -> dict[str, Any]:
@@ -198,7 +200,8 @@ def served(config: ToolsConfig, body: Callable[[Any], Awaitable[dict[str, Any]]]
             await asyncio.to_thread(shutdown_tools, config.app_name)
 
     deploy_s = deploy_tools(config)
-    return asyncio.run(main()), deploy_s
+    with asyncio.Runner(loop_factory=get_new_event_loop) as runner:  # as in the actors that call tools
+        return runner.run(main()), deploy_s
 
 
 def speed(args: Namespace) -> dict[str, Any]:
