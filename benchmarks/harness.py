@@ -24,16 +24,19 @@ ROOT = str(Path(__file__).resolve().parents[1])
 
 @contextmanager
 def own_ray(object_store_mib: int = 256) -> Iterator[None]:
-    """A Ray of this process's own, and its end."""
+    """A Ray of this process's own, whose actors have the environment of a run's, and its end."""
     os.environ["RAY_AUTH_MODE"] = "disabled"  # a local Ray would switch token authentication on; read at the import
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 would let any other program starve the workers
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [ROOT, os.environ.get("PYTHONPATH")]))  # for its workers
     import ray
 
+    from medvista_ray.main_job import actor_environment
+
     folder = tempfile.mkdtemp(prefix="mv", dir="/tmp")
     options: dict[str, Any] = {"address": "local", "num_cpus": 8, "include_dashboard": False, "log_to_driver": False}
     options |= {"object_store_memory": object_store_mib << 20, "_temp_dir": folder, "logging_level": "warning"}
+    options["runtime_env"] = {"env_vars": actor_environment()}
     for attempt in range(1, START_ATTEMPTS + 1):
         try:
             ray.init(**options)

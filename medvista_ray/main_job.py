@@ -111,24 +111,27 @@ def _job(config: TrainConfig, folder: RunFolder, run_id: str, progress: RunProgr
     )
 
 
-def connect_ray(config: TrainConfig, run_id: str) -> None:
-    """Join the cluster that RAY_ADDRESS names (a submitted job has one), else start a local one on loopback."""
-    from actors import names
-
-    environment = allocator_environment() | {
-        MARKER_NAME: run_id,
+def actor_environment() -> dict[str, str]:
+    """Environment variables of the actors and replicas of a run."""
+    return allocator_environment() | {
         "OMP_NUM_THREADS": "1",
         "VLLM_NO_USAGE_STATS": "1",
         # Of Serve's controller: at 0.1 s it looks after our 15 deployments for an eighth of a core.
         "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "1.0",
     }
+
+
+def connect_ray(config: TrainConfig, run_id: str) -> None:
+    """Join the cluster that RAY_ADDRESS names (a submitted job has one), else start a local one on loopback."""
     import ray
+
+    from actors import names
 
     is_joining = "RAY_ADDRESS" in os.environ
     ray.init(
         address=None if is_joining else "local",
         namespace=names.namespace(config.name),
-        runtime_env={"env_vars": environment},
+        runtime_env={"env_vars": actor_environment() | {MARKER_NAME: run_id}},
         log_to_driver=False,
         logging_level=logging.WARNING,
     )

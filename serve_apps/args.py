@@ -12,6 +12,7 @@ from typing import Any
 import ray
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
+from medvista_ray.allocator import allocator_environment
 from medvista_ray.errors import ConfigError
 from medvista_ray.tools.base import Family, Tool
 from medvista_ray.tools.catalog import TOOLS, load_tools
@@ -87,9 +88,9 @@ def deployment_options(args: ToolsAppArgs, tool: str) -> dict[str, Any]:
 
 
 def _runtime_env() -> dict[str, Any]:
-    """The job's (or the building task's), which Serve replaces by a deployment's own, with our variable added."""
+    """The job's (or the building task's), which Serve replaces by a deployment's own, with our variables added."""
     inherited: dict[str, Any] = dict(ray.get_runtime_context().runtime_env) if ray.is_initialized() else {}
-    return {**inherited, "env_vars": {**inherited.get("env_vars", {}), **_SAME_LOOP}}
+    return {**inherited, "env_vars": {**allocator_environment(), **inherited.get("env_vars", {}), **_SAME_LOOP}}
 
 
 def _autoscaling(scaling: ToolScaling) -> AutoscalingConfig:

@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 LOG_NAME = LIVE_NAME
 IMAGES_NAME = "images"
+_SURROGATE = "\\ud"
+"""How JSON text escapes half a character; astral characters, which take two, are rare enough to be looked at too."""
 
 
 class EpisodeRecord(BaseModel):
@@ -145,8 +147,7 @@ class TrajectoryLog:
             record = _record(episode, arm, step, keys, keep).model_copy(update=self._versions(episode))
             if keep:
                 self._store(dict(zip(keys, episode.images, strict=True)))
-            line = json.dumps(plain(record.model_dump(mode="python")), allow_nan=False)
-            self._file.write(line.encode() + b"\n")
+            self._file.write(_line(record.model_dump(mode="python")) + b"\n")
             return record
 
     def _versions(self, episode: Episode) -> dict[str, Any]:
@@ -220,6 +221,15 @@ def plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         return plain(cast("Any", value.item()))
     return plain(str(value))
+
+
+def _line(value: dict[str, Any]) -> bytes:
+    """`plain` as JSON, which is looked for only where something is odd: it takes longer than all the rest."""
+    try:
+        line = json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):  # not a number, or no type of JSON's
+        line = _SURROGATE
+    return (json.dumps(plain(value), allow_nan=False) if _SURROGATE in line else line).encode()
 
 
 def _png(pixels: NDArray[np.uint8]) -> bytes:

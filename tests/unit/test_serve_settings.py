@@ -210,19 +210,20 @@ def test_a_host_tells_how_much_work_waits() -> None:
 
 
 def test_a_replica_has_the_environment_of_the_job_that_deploys_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from medvista_ray.allocator import allocator_environment
     from serve_apps import args as served
     from serve_apps.args import ToolsAppArgs, deployment_options
 
-    ours = {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}
+    memory, ours = allocator_environment(), {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}
 
     def runtime_env() -> dict[str, Any]:
         options = deployment_options(ToolsAppArgs(family="parse"), "measure")
         return options["ray_actor_options"]["runtime_env"]
 
     monkeypatch.setattr(served.ray, "is_initialized", lambda: False)
-    assert runtime_env() == {"env_vars": ours}
-    job = {"working_dir": "gcs://code.zip", "env_vars": {"OMP_NUM_THREADS": "1"}}
+    assert runtime_env() == {"env_vars": {**memory, **ours}}
+    job = {"working_dir": "gcs://code.zip", "env_vars": {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}}
     monkeypatch.setattr(served.ray, "is_initialized", lambda: True)
     monkeypatch.setattr(served.ray, "get_runtime_context", lambda: SimpleNamespace(runtime_env=job))
-    assert runtime_env() == {"working_dir": "gcs://code.zip", "env_vars": {"OMP_NUM_THREADS": "1", **ours}}
-    assert job["env_vars"] == {"OMP_NUM_THREADS": "1"}
+    assert runtime_env() == {"working_dir": "gcs://code.zip", "env_vars": {**memory, **job["env_vars"], **ours}}
+    assert job["env_vars"] == {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
