@@ -18,6 +18,8 @@ from medvista_ray.config import GeneratorConfig, LearnerConfig
 
 MAX_THREADS = 4
 """More do not help the products of a small policy."""
+_NOT_BUSY = ("idle", "iowait", "guest", "guest_nice")
+"""Clocks of a core that stand for nothing at work, or (a guest's time is its host's user time) count twice."""
 
 
 def engine_cores(config: GeneratorConfig) -> set[int]:
@@ -69,7 +71,7 @@ class Usage:
         """Now."""
         times = psutil.cpu_times(percpu=True)
         used = [times[core] for core in os.sched_getaffinity(0) if core < len(times)]
-        busy = sum(sum(core) - core.idle - getattr(core, "iowait", 0.0) for core in used)
+        busy = sum(sum(core) - sum(getattr(core, name, 0.0) for name in _NOT_BUSY) for core in used)
         return cls(time.monotonic(), busy, time.process_time())
 
 
@@ -77,7 +79,8 @@ class IdleCores:
     """The engines' cores, for the learner's threads from when the engines have nothing to do (`free`, from any thread).
 
     As many as other programs leave: threads that wait for one another at every product, each for its turn on a core that
-    another program has too, take several times as long as one thread.
+    another program has too, take several times as long as one thread. Several learner processes, which would be other
+    programs to each other, share all.
     """
 
     def __init__(self, learner: LearnerConfig, read: Callable[[], Usage] = Usage.read) -> None:

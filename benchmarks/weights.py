@@ -179,6 +179,7 @@ def sweep(args: Namespace) -> dict[str, Any]:
 
 async def update_engine(args: Namespace) -> dict[str, Any]:
     """Versions of the shipped policy into its engine while it samples, and while it idles."""
+    from medvista_ray.main_job import actor_environment
     from medvista_ray.models.policy import TINY_FOLDER, load_policy
     from medvista_ray.rollout.chat import banned_token_ids
     from medvista_ray.rollout.engine import Prompt, Sampling
@@ -186,6 +187,7 @@ async def update_engine(args: Namespace) -> dict[str, Any]:
     from medvista_ray.rollout.vllm_settings import EngineSettings
     from medvista_ray.weights.shared_memory import SharedMemoryPublisher
 
+    os.environ.update(actor_environment())  # as the engine's process has it in a run
     policy = load_policy(TINY_FOLDER)
     banned = banned_token_ids(policy.tokenizer)
     engine = VllmEngine(EngineSettings(model=TINY_FOLDER, banned=banned, kv_cache_mib=256, max_model_len=768))

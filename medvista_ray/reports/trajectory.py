@@ -16,6 +16,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
@@ -224,12 +225,11 @@ def plain(value: Any) -> Any:
 
 
 def _line(value: dict[str, Any]) -> bytes:
-    """`plain` as JSON, which is looked for only where something is odd: it takes longer than all the rest."""
-    try:
-        line = json.dumps(value, allow_nan=False)
-    except (TypeError, ValueError):  # not a number, or no type of JSON's
-        line = _SURROGATE
-    return (json.dumps(plain(value), allow_nan=False) if _SURROGATE in line else line).encode()
+    """`plain` as JSON. `plain` itself, which takes longer than all the rest, only where something is odd."""
+    with suppress(TypeError, ValueError):  # no type of JSON's, or not a number
+        if _SURROGATE not in (line := json.dumps(value, allow_nan=False)):
+            return line.encode()
+    return json.dumps(plain(value), allow_nan=False).encode()
 
 
 def _png(pixels: NDArray[np.uint8]) -> bytes:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ray.serve.handle import DeploymentHandle
 
 from medvista_ray.config import ToolsConfig
 from medvista_ray.errors import ToolInfrastructureError
@@ -221,6 +222,27 @@ def test_an_application_that_is_not_there_is_an_infrastructure_error(application
 
     with pytest.raises(ToolInfrastructureError, match="no-such-application"):
         asyncio.run(main())
+
+
+def test_first_calls_at_once_share_one_router_on_the_callers_loop(application: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from serve_apps import tool_client
+
+    made: list[Any] = []
+
+    def make(*names: str) -> Any:
+        made.append(DeploymentHandle(*names))
+        return made[-1]
+
+    async def body(client: Any) -> None:
+        arguments = {"bbox": [10, 20, 300, 400]}
+        outcomes = await asyncio.gather(*(client.call("measure", arguments, context()) for _ in range(4)))
+        assert [outcome.error for outcome in outcomes] == [None] * 4
+        assert not made[0].init_options._run_router_in_separate_loop
+        client.close()
+
+    monkeypatch.setattr(tool_client, "DeploymentHandle", make)
+    run(body)
+    assert len(made) == 1
 
 
 def test_replicas_answer_no_http_and_run_their_own_probe(application: str) -> None:

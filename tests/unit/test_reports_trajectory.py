@@ -107,7 +107,7 @@ def test_what_json_cannot_hold_does_not_cost_a_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["plain", "caf\u00e9 \U0001fac0", "half \ud83d", 'says "\\\\ud800"'])
 @pytest.mark.parametrize("odd", [1, float("nan"), np.float32(0.5), (1, None, True)])
 def test_the_short_way_to_a_line_writes_what_the_long_one_does(tmp_path: Path, text: str, odd: object) -> None:
-    turn = Turn(text=text, tool="zoom_in", arguments={"bbox": [1, 2], "odd": odd, "more": {"x": text}})
+    turn = Turn(text=text, tool="zoom_in", arguments={"bbox": [1, 2], "odd": odd, "more": {"x": text}}, error=ErrorCode.E4)
     with TrajectoryLog(tmp_path) as log:
         record = log.append(make_episode(make_task(0), [phantom(0)], turns=[turn]), "rl", None)
     assert json.loads((tmp_path / "episodes.jsonl").read_text()) == plain(record.model_dump(mode="python"))
