@@ -9,7 +9,7 @@ times each, so that a busy machine slows both. TRL has an environment of its own
 
 Counted: episodes that entered an optimiser step, by the time of whole steps in the steady state (after `--warmup-steps`; on
 our side before the last eta + 1 steps too, in which the generators run dry). Groups whose episodes all score the same are
-filtered and replaced on our side, and count for nothing; TRL trains on them, and they count.
+filtered and replaced on our side, and count for nothing; TRL trains on them, and they count but in `ours_over_trl_with_signal`.
 """
 
 from __future__ import annotations
@@ -180,6 +180,7 @@ def peer_rates(result: dict[str, Any]) -> dict[str, Any]:
         "sampled_per_episode": total["num_sampled"] / episodes,
         "pictures_per_episode": total["num_pictures"] / episodes,
         "num_episodes": episodes,
+        "with_signal_per_s": total["num_with_signal"] / total["step_s"],
         "share": {name: round(total.get(name, 0.0) / total["step_s"], 3) for name in ACTIVITIES},
         "versions": result["versions"],
     }
@@ -196,6 +197,8 @@ def compare(mine: list[dict[str, Any]], peer: list[dict[str, Any]]) -> dict[str,
     figures["ours_over_trl_by_round"] = [
         round(a["episodes_per_s"] / b["episodes_per_s"], 2) for a, b in zip(mine, peer, strict=True)
     ]
+    # What ours trains all has a signal: groups without are replaced.
+    figures["ours_over_trl_with_signal"] = round(median(mine, names[0]) / median(peer, "with_signal_per_s"), 2)
     for side, rounds in (("ours", mine), ("trl", peer)):
         figures |= {f"{side}_{name}": round(median(rounds, name), 3) for name in names}
     figures["ours_over_trl_cpu"] = round(median(peer, "cpu_s_per_episode") / median(mine, "cpu_s_per_episode"), 2)

@@ -117,6 +117,14 @@ class Stopwatch:
         return taken
 
 
+def num_with_signal(advantages: Any, group_size: int) -> int:
+    """Episodes of groups (one behind the other) whose rewards differ: those that have a gradient.
+
+    The mean of equal rewards is off by rounding, which TRL's deviation of 1e-4 and more turns into advantages up to 1e-3.
+    """
+    return int((advantages.reshape(-1, group_size).abs() > 1e-2).any(dim=1).sum()) * group_size
+
+
 def make_trainer_class(watch: Stopwatch) -> type[Any]:
     """GRPOTrainer with a stopwatch around its own methods."""
     from trl import GRPOTrainer
@@ -146,7 +154,9 @@ def make_trainer_class(watch: Stopwatch) -> type[Any]:
 
         def _generate_and_score_completions(self, inputs: Any) -> Any:
             with watch.measure("rollout_s"):
-                return super()._generate_and_score_completions(inputs)
+                found = super()._generate_and_score_completions(inputs)
+            watch.values["num_with_signal"] += num_with_signal(found["advantages"], self.num_generations)
+            return found
 
     return Watched
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from benchmarks.peer_trl import compare, peer_rates, steady
-from benchmarks.peer_trl_worker import TURN_ENDS, UNUSED, load, make_environment, rows
+from benchmarks.peer_trl_worker import TURN_ENDS, UNUSED, load, make_environment, num_with_signal, rows
 from medvista_ray.config import TrainConfig
 from medvista_ray.envs.setup import EnvSettings, Workshop
 from medvista_ray.models.policy import TINY_FOLDER, load_inputs
@@ -111,7 +111,7 @@ def test_our_rate_is_of_the_steady_steps_alone() -> None:
 def test_the_shares_of_trls_step_add_up_and_the_ratio_is_of_medians() -> None:
     step = {
         "step_s": 10.0, "cpu_s": 16.0, "rollout_s": 7.0, "generate_s": 5.0, "tool_loop_s": 0.5,
-        "num_episodes": 8.0, "num_tokens": 808.0, "num_sampled": 80.0, "num_pictures": 14.0,
+        "num_episodes": 8.0, "num_tokens": 808.0, "num_sampled": 80.0, "num_pictures": 14.0, "num_with_signal": 4.0,
     }  # fmt: skip
     peer = peer_rates({"steps": [step, step], "versions": {"trl": "1.16.0"}})
     assert peer["episodes_per_s"] == pytest.approx(0.8)
@@ -129,6 +129,14 @@ def test_the_shares_of_trls_step_add_up_and_the_ratio_is_of_medians() -> None:
     ]
     figures = compare(ours, [peer] * 3)
     assert figures["ours_over_trl"] == pytest.approx(5 / 0.8, abs=0.01)
+    assert figures["ours_over_trl_with_signal"] == pytest.approx(5 / 0.4, abs=0.01)
     assert figures["ours_over_trl_by_round"] == [5.0, 10.0, 6.25]
     assert figures["ours_over_trl_cpu"] == pytest.approx(2.0 / 0.5)
     assert figures["sampled_per_episode_ratio"] == 1.0
+
+
+def test_only_episodes_of_groups_with_different_rewards_have_a_signal() -> None:
+    import torch
+
+    assert num_with_signal(torch.tensor([0.0, 0.0, 0.0, 0.5, 0.0, -0.5]), group_size=3) == 3
+    assert num_with_signal(torch.full((6,), 1e-3), group_size=3) == 0
