@@ -59,7 +59,8 @@ def configuration(args: Namespace, mode: str, seed: int, overrides: Sequence[str
             "generator.max_num_seqs=192",
             "sft={num_epochs: 2, batch_size: 8, learning_rate: 1.0e-3}",
             "expert.concurrency=8",
-            f"grpo={{groups_per_step: {args.groups}, group_size: 8, learning_rate: 1.0e-4, warmup_steps: 2, adam_eps: 1.0e-6}}",
+            # The main job's rate and warm-up: at 1e-4 after two steps of warm-up, weights three versions old broke the policy.
+            f"grpo={{groups_per_step: {args.groups}, group_size: 8, learning_rate: 8.0e-5, warmup_steps: 10, adam_eps: 1.0e-6}}",
             f"flow.max_running_groups={(args.eta + 1) * args.groups}",
             *([f"flow.eta={args.eta}"] if mode == "async" else []),
             "flow.checkpoint_every=1000000",
