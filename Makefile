@@ -1,8 +1,8 @@
 # train, test and lint each make .venv first if it is missing or if pyproject.toml changed. pip's own configuration
 # (index, proxy, cache, links) is the user's: nothing here overrides it.
 
-# Of python3's version the fastest on this machine: pyenv's default build is half as slow again as a distribution's.
-PYTHON ?= $(eval PYTHON := $(shell python3 benchmarks/python_choice.py))$(PYTHON)
+# Of python3's version the fastest on this machine: pyenv's default build takes half as long again as a distribution's.
+PYTHON ?= $(eval PYTHON := $(or $(shell python3 benchmarks/python_choice.py),python3))$(PYTHON)
 EXTRA ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 LAYERS ?= unit bench ray serve chaos e2e
 # Test processes of a layer; those that count replicas or kill nodes have the machine to themselves.

@@ -3,7 +3,7 @@
     python benchmarks/python_choice.py
 
 Of the version that runs this script, the interpreters of PATH and of the system. One that was compiled without its
-optimisations (pyenv's default) is a third to a half slower than a distribution's, and every tool call, weight update and
+optimisations (pyenv's default) takes 1.4 to 1.7 times as long as a distribution's, and every tool call, weight update and
 scheduling step pays for it. The one that runs this script is taken unless another is faster by more than noise.
 Standard library only: this runs before there is an environment.
 """
