@@ -28,7 +28,9 @@ venv: $(STAMP)
 # One pip command: the resolver must see the engine's exact torch together with everything else.
 $(STAMP): pyproject.toml medvista_ray/torchvision_shim.py
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 13) else "Python 3.11 or 3.12 is needed, %d.%d was found: make PYTHON=python3.11" % v)'
-	$(PYTHON) -m venv .venv
+# One that another interpreter made cannot be filled again: it is made anew.
+	clear=; who='import sys; print(sys.base_prefix, sys.version)'; [ "$$($(BIN)/python -c "$$who" 2>&1)" = "$$($(PYTHON) -c "$$who")" ] \
+		|| clear=--clear; $(PYTHON) -m venv $$clear .venv
 	$(BIN)/python -m pip install --editable ".[$(EXTRA),dev]"
 	$(BIN)/python -m medvista_ray.torchvision_shim
 # The CPU engine asks for torchaudio and torchcodec, which are CUDA builds and break transformers' import; nothing here hears.

@@ -8,8 +8,10 @@ times each, so that a busy machine slows both. TRL has an environment of its own
 `--work` unless `--peer-python` names one; `--only trl` with other `--peer-*` options looks for its fastest settings.
 
 Counted: episodes that entered an optimiser step, by the time of whole steps in the steady state (after `--warmup-steps`; on
-our side before the last eta + 1 steps too, in which the generators run dry). Groups whose episodes all score the same are
-filtered and replaced on our side, and count for nothing; TRL trains on them, and they count but in `ours_over_trl_with_signal`.
+our side before the last eta + 1 steps too, in which the generators run dry). Both train the same algorithm: groups whose
+episodes all score the same count towards the batch, as TRL has it (`grpo.equal_groups: keep`; they have no gradient, so our
+learner computes nothing for them). With `--equal-groups replace` ours samples others in their place, and the comparison is
+then with TRL's episodes that have a signal, `ours_over_trl_with_signal`.
 """
 
 from __future__ import annotations
@@ -52,8 +54,16 @@ def make_config(args: Namespace) -> TrainConfig:
             "tools": {"names": ("zoom_in",)},
             "rollout": {"temperature": 0.6, "max_calls": 3},
             "sft": {"num_epochs": 3, "batch_size": 16, "learning_rate": 1e-3},
-            "grpo": {"groups_per_step": args.groups, "group_size": args.group_size, "learning_rate": 1e-6, "warmup_steps": 0},
-            "flow": {"max_running_groups": 3 * args.groups // 2, "checkpoint_every": 10**6},
+            "grpo": {
+                "groups_per_step": args.groups,
+                "group_size": args.group_size,
+                "equal_groups": args.equal_groups,
+                "learning_rate": 1e-6,
+                "warmup_steps": 0,
+            },
+            # As many as admission ever lets run at once (eta = 1), all of them in the engine.
+            "flow": {"max_running_groups": 2 * args.groups, "checkpoint_every": 10**6},
+            "generator": {"max_num_seqs": 2 * args.groups * args.group_size, "kv_cache_mib": 1536},
         }
     )
 
@@ -186,8 +196,8 @@ def peer_rates(result: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def compare(mine: list[dict[str, Any]], peer: list[dict[str, Any]]) -> dict[str, Any]:
-    """Medians over the rounds, their ratio, and how far the token counts agree."""
+def compare(mine: list[dict[str, Any]], peer: list[dict[str, Any]], replaced: bool = False) -> dict[str, Any]:
+    """Medians over the rounds, their ratio, and how far the token counts agree. `replaced`: ours trained signal alone."""
 
     def median(rounds: list[dict[str, Any]], name: str) -> float:
         return statistics.median(one[name] for one in rounds)
@@ -197,8 +207,8 @@ def compare(mine: list[dict[str, Any]], peer: list[dict[str, Any]]) -> dict[str,
     figures["ours_over_trl_by_round"] = [
         round(a["episodes_per_s"] / b["episodes_per_s"], 2) for a, b in zip(mine, peer, strict=True)
     ]
-    # What ours trains all has a signal: groups without are replaced.
-    figures["ours_over_trl_with_signal"] = round(median(mine, names[0]) / median(peer, "with_signal_per_s"), 2)
+    if replaced:
+        figures["ours_over_trl_with_signal"] = round(median(mine, names[0]) / median(peer, "with_signal_per_s"), 2)
     for side, rounds in (("ours", mine), ("trl", peer)):
         figures |= {f"{side}_{name}": round(median(rounds, name), 3) for name in names}
     figures["ours_over_trl_cpu"] = round(median(peer, "cpu_s_per_episode") / median(mine, "cpu_s_per_episode"), 2)
@@ -242,6 +252,7 @@ def parse(arguments: list[str]) -> Namespace:
     parser.add_argument("--warmup-steps", type=int, default=2)
     parser.add_argument("--groups", type=int, default=16, help="groups of a batch (default: 16)")
     parser.add_argument("--group-size", type=int, default=8)
+    parser.add_argument("--equal-groups", choices=("keep", "replace"), default="keep", help="in ours (default: as TRL's, keep)")
     parser.add_argument("--num-tasks", type=int, default=600)
     parser.add_argument("--num-trajectories", type=int, default=300, help="of the cold start (default: 300)")
     parser.add_argument("--seed", type=int, default=0)
@@ -268,8 +279,8 @@ def main() -> int:
         settings = {name: getattr(args, name) for name in ("groups", "group_size", "num_steps", "warmup_steps", "num_rounds")}
         settings |= {"trl_threads": args.peer_threads or figures["num_cores"], "trl_bf16": args.peer_bf16}
         figures["peer_versions"] = peer[-1]["versions"]
-        settings["trl_rows_per_pass"] = args.peer_rows
-        write_figures(args.json, compare(mine, peer) | {"settings": settings} | figures)
+        settings |= {"trl_rows_per_pass": args.peer_rows, "equal_groups": args.equal_groups}
+        write_figures(args.json, compare(mine, peer, args.equal_groups == "replace") | {"settings": settings} | figures)
     return 0
 
 

@@ -138,6 +138,9 @@ class GrpoConfig(Section):
     """Groups (prompts) in a batch."""
     group_size: Annotated[int, Field(ge=2)] = 8
     """Episodes of one prompt (G)."""
+    equal_groups: Literal["replace", "keep"] = "replace"
+    """Groups whose episodes all score the same have no gradient: sample others in their place, so that every batch is full
+    of signal (replace; DAPO's dynamic sampling), or let them count towards the batch and its tokens (keep; as in TRL)."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4
     """Peak, after warm-up."""
     schedule: Literal["constant", "linear"] = "constant"

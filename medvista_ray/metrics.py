@@ -56,6 +56,7 @@ _LOOP = (
     Metric("idle_generator", "fraction", "mean share of the loop's time in which a generator had no group"),
     Metric("idle_learner", "fraction", "share of the loop's time in which the learner did nothing"),
 )
+# Means over trained tokens are over those that the step computed: episodes with an advantage (see trainers.grpo).
 _LEARNER = (
     Metric("loss", "nats", "policy-gradient loss, mean over trained tokens"),
     Metric("grad_norm", "norm", "global gradient norm before clipping"),

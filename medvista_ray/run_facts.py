@@ -13,7 +13,7 @@ from medvista_ray.reports.summary import IdleFractions, RunFacts, SourceCredit, 
 
 
 def add_loop_status(state: dict[str, Any], status: Mapping[str, Any]) -> None:
-    """Add what one process's loop saw (`TrainingLoop.status`) to the run's `state`."""
+    """Add what one process's loop saw (what `TrainingLoop.run` returns) to the run's `state`."""
     state["counts"] = status["counts"]
     histogram = state.setdefault("staleness_histogram", {})
     for age, count in status["staleness_histogram"].items():

@@ -75,7 +75,7 @@ class GrpoTrainer:
             raise InvariantError(f"{len(groups)} groups hold no sampled token")
         advantages = _advantages(groups)
         parts = _minibatches(groups, self.config.num_minibatches)
-        proximal = self._proximal(episodes, parts) if len(parts) > 1 else None
+        proximal = self._proximal(episodes, parts, advantages) if len(parts) > 1 else None
         updates = [self._update(episodes, part, advantages, proximal) for part in parts]
         metrics = _mean_of_updates(updates)
         metrics.update(_batch_metrics(episodes, time.perf_counter() - started))
@@ -101,7 +101,7 @@ class GrpoTrainer:
         """One optimiser update on the episodes numbered `part`."""
         num_tokens = sum(episodes[i].num_sampled for i in part)
         results: list[tuple[float, float, TokenSums]] = []
-        for rows, factor in self._microbatches(episodes, part):
+        for rows, factor in self._microbatches(episodes, part, advantages):
             anchor = torch.cat([proximal[i] for i in rows]) if proximal else None
             batch = build_batch([episodes[i] for i in rows], self.policy).to(self.accelerator.device)
             result = self._backward(batch, advantages[rows], max(1, num_tokens), factor, anchor)
@@ -144,17 +144,22 @@ class GrpoTrainer:
             return warmup_linear(self.num_updates, config.warmup_steps, config.num_steps * config.num_minibatches)
         return warmup_constant(self.num_updates, config.warmup_steps)
 
-    def _microbatches(self, episodes: list[Episode], part: list[int]) -> list[tuple[list[int], float]]:
-        """This process's micro-batches of `part`, as episode numbers, each with the factor of its loss."""
-        chosen = [i for i in part if episodes[i].num_sampled]
+    def _microbatches(self, episodes: list[Episode], part: list[int], advantages: torch.Tensor) -> list[tuple[list[int], float]]:
+        """This process's micro-batches of `part`, as episode numbers, each with the factor of its loss.
+
+        An episode whose advantage is zero adds exactly nothing to the gradient unless there is a KL term, so it is left out
+        (its tokens count all the same), except where none has any: the step's metrics then come from all.
+        """
+        sampled = [i for i in part if episodes[i].num_sampled]
+        chosen = [i for i in sampled if advantages[i] != 0.0 or self.reference is not None] or sampled
         split = split_microbatches([episodes[i] for i in chosen], self.policy, self.config.tokens_per_microbatch)
         return deal([[chosen[place] for place in rows] for rows in split])
 
     @torch.no_grad()
-    def _proximal(self, episodes: list[Episode], parts: list[list[int]]) -> dict[int, torch.Tensor]:
+    def _proximal(self, episodes: list[Episode], parts: list[list[int]], advantages: torch.Tensor) -> dict[int, torch.Tensor]:
         """By episode number, of those that this process trains: [num_sampled] log-probabilities before the first update."""
         found: dict[int, torch.Tensor] = {}
-        for rows, _ in (dealt for part in parts for dealt in self._microbatches(episodes, part)):
+        for rows, _ in (dealt for part in parts for dealt in self._microbatches(episodes, part, advantages)):
             batch = build_batch([episodes[i] for i in rows], self.policy).to(self.accelerator.device)
             with self.accelerator.autocast():
                 values = self.forward(batch, self.temperature, self.banned).values

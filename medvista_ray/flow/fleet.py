@@ -103,10 +103,13 @@ class Fleet:
         """The least-loaded generator whose version leaves `capacity`, which grows with the version, or None."""
         if capacity(self._target) < 1:
             return None
+        allowed: dict[int, bool] = {}  # few versions serve at a time, on however many generators
         for load in sorted(self._by_load):
             for slot in self._by_load[load]:
+                if slot.version not in allowed:
+                    allowed[slot.version] = capacity(slot.version) > 0
                 held = self._load_when_empty and slot.loading
-                if not held and load < slot.concurrency.limit and capacity(slot.version) > 0:
+                if allowed[slot.version] and not held and load < slot.concurrency.limit:
                     return slot
         return None
 

@@ -1,7 +1,7 @@
 """The life of every group: who it is, where it is, how often it was tried, and that it is trained exactly once.
 
     WAITING -> RUNNING -> READY -> TRAINED
-       ^          |-----> FILTERED  (all rewards equal: no gradient in it)
+       ^          |-----> FILTERED  (all rewards equal: no gradient in it; READY if such groups are kept)
        |----------|-----> FAILED    (fewer than G scored episodes, or its generators died too often)
 
 Invariants: a group is trained whole and once, or not at all; its episodes are dropped the moment it leaves READY; every
@@ -47,21 +47,28 @@ class GroupRecord:
     """Generators that died under it."""
 
 
-def outcome_of(group: Group, group_size: int) -> GroupState:
-    """READY, FILTERED (zero variance) or FAILED (an episode was not scored): what the episodes themselves say."""
+def has_signal(group: Group) -> bool:
+    """Whether its rewards differ."""
+    rewards = [episode.reward for episode in group.episodes]
+    return max(rewards) - min(rewards) >= REWARD_EPS
+
+
+def outcome_of(group: Group, group_size: int, keep_equal: bool = False) -> GroupState:
+    """READY, FILTERED (zero variance, unless kept) or FAILED (an episode was not scored): what the episodes themselves say."""
     scored = [episode for episode in group.episodes if episode.status is not EpisodeStatus.FAILED]
     if len(scored) < group_size:
         return GroupState.FAILED
-    rewards = [episode.reward for episode in scored]
-    return GroupState.FILTERED if max(rewards) - min(rewards) < REWARD_EPS else GroupState.READY
+    return GroupState.READY if keep_equal or has_signal(group) else GroupState.FILTERED
 
 
 class GroupLedger:
     """Identities on top of `Admission`'s counts. Every method raises InvariantError on an impossible transition."""
 
-    def __init__(self, admission: Admission, group_size: int, max_retries: int) -> None:
+    def __init__(self, admission: Admission, group_size: int, max_retries: int, keep_equal: bool = False) -> None:
+        """`keep_equal`: groups without a difference in reward are trained with the others."""
         self.admission = admission
         self._group_size = group_size
+        self._keep_equal = keep_equal
         self._max_retries = max_retries
         self._in_flight: dict[int, GroupRecord] = {}
         self._inbox: dict[int, Group] = {}
@@ -115,7 +122,7 @@ class GroupLedger:
         if group.id in self._trained_ids:
             raise InvariantError(f"group {group.id} came back after it was trained")
         record = self._record(group.id)
-        outcome = outcome_of(group, self._group_size)
+        outcome = outcome_of(group, self._group_size, self._keep_equal)
         if outcome is not GroupState.READY:
             self._drop(record, outcome)
             return outcome

@@ -23,7 +23,7 @@ from medvista_ray.errors import InvariantError
 from medvista_ray.flow.admission import Admission
 from medvista_ray.flow.background import Background
 from medvista_ray.flow.fleet import Fleet
-from medvista_ray.flow.groups import GroupLedger, GroupRecord, GroupState
+from medvista_ray.flow.groups import GroupLedger, GroupRecord, GroupState, has_signal
 from medvista_ray.flow.protocols import Generator, Learner
 from medvista_ray.flow.recorder import MetricsRecorder
 from medvista_ray.flow.sampler import make_sampler
@@ -61,6 +61,8 @@ class LoopSettings:
     """Folder of the checkpoints step-<number>; empty writes none."""
     limits: Limits = field(default_factory=Limits)
     sampling: Sampling = "uniform"
+    keep_equal: bool = False
+    """Whether groups whose episodes all score the same count as trained."""
 
     @classmethod
     def of(cls, config: TrainConfig, checkpoint_root: Path, first_version: int = 1) -> LoopSettings:
@@ -77,6 +79,7 @@ class LoopSettings:
             first_version=first_version,
             checkpoint_root=str(checkpoint_root),
             sampling=config.flow.sampling,
+            keep_equal=config.grpo.equal_groups == "keep",
         )
 
 
@@ -103,7 +106,7 @@ class TrainingLoop:
             first_version=settings.first_version,
             by_batch=settings.by_batch,
         )
-        self.ledger = GroupLedger(self._admission, settings.group_size, settings.max_retries)
+        self.ledger = GroupLedger(self._admission, settings.group_size, settings.max_retries, settings.keep_equal)
         self._wake = asyncio.Event()
         self._background = Background(self._wake.set)
         self.fleet = Fleet(
@@ -143,7 +146,8 @@ class TrainingLoop:
         return {"sampler": self._sampler.to_json(), "groups": self.ledger.to_json()}
 
     async def run(self, num_steps: int) -> dict[str, Any]:
-        """Train until `num_steps` steps are done in all, or `stop`; returns `status`.
+        """Train until `num_steps` steps are done in all, or `stop`; returns `status` and "weight_updates", the seconds by
+        phase of the latest loads: a long list, which those who ask while the run goes on are spared.
 
         Raises StarvationError, GeneratorDiedError (no generator left), InvariantError, or what the learner raises.
         """
@@ -161,7 +165,7 @@ class TrainingLoop:
                 await self._logged
         finally:
             await self._background.close()
-        return self.status()
+        return self.status() | {"weight_updates": list(self.fleet.load_seconds)}
 
     def stop(self) -> None:
         """End after the step in progress, with a checkpoint. What is in flight is reissued on resume."""
@@ -185,7 +189,6 @@ class TrainingLoop:
             "doing": {"learner": self._occupancy.activity}
             | {slot.generator.name: slot.occupancy.activity for slot in self.fleet.slots},
             "idle_frac": self._idle(now_s),
-            "weight_updates": list(self.fleet.load_seconds),
             "num_generator_faults": sum(slot.policy.num_faults for slot in self.fleet.slots),
             "stopped": self._stopping,
         }
@@ -211,7 +214,7 @@ class TrainingLoop:
             self.stats.add_finished(group)
             outcome = self.ledger.finish(group)
             if outcome is not GroupState.FAILED:
-                self._sampler.report(record.task, outcome is GroupState.READY)
+                self._sampler.report(record.task, has_signal(group))
             if outcome is not GroupState.READY:
                 await self._report([group], outcome, self.step)
         self._dispatch()

@@ -139,17 +139,29 @@ class TrajectoryLog:
         self._provenance = provenance or Provenance()
         self._token_versions = token_versions
         self._lock = Lock()
+        self._hashed: dict[int, tuple[NDArray[np.uint8], str]] = {}
+        """By place in an episode: the picture hashed there last."""
 
     def append(self, episode: Episode, arm: str, step: int | None, keep_images: bool | None = None) -> EpisodeRecord:
         """Log one scored episode; `keep_images` overrides the quota. Returns what was written."""
         with self._lock:
             keep = self._quota.take(episode, arm, step) if keep_images is None else keep_images
-            keys = tuple(picture_key(image) for image in episode.images)
-            record = _record(episode, arm, step, keys, keep).model_copy(update=self._versions(episode))
+            keys = tuple(self._key(place, image) for place, image in enumerate(episode.images))
+            record = _record(episode, arm, step, keys, keep, self._versions(episode))
             if keep:
                 self._store(dict(zip(keys, episode.images, strict=True)))
             self._file.write(_line(record.model_dump(mode="python")) + b"\n")
             return record
+
+    def _key(self, place: int, pixels: NDArray[np.uint8]) -> str:
+        """`picture_key`, taken once of a question's pictures, which the episodes of a group share."""
+        known, key = self._hashed.get(place, (None, ""))
+        if known is pixels:
+            return key
+        key = picture_key(pixels)
+        if not pixels.flags.writeable:  # one that can be written to may hold something else by the next time
+            self._hashed[place] = (pixels, key)
+        return key
 
     def _versions(self, episode: Episode) -> dict[str, Any]:
         fields: dict[str, Any] = {
@@ -245,7 +257,9 @@ def _runs(values: NDArray[np.int32]) -> tuple[tuple[int, int], ...]:
     return tuple((int(values[start]), int(length)) for start, length in zip(starts, lengths, strict=True))
 
 
-def _record(episode: Episode, arm: str, step: int | None, keys: tuple[str, ...], kept: bool) -> EpisodeRecord:
+def _record(
+    episode: Episode, arm: str, step: int | None, keys: tuple[str, ...], kept: bool, provenance: dict[str, Any]
+) -> EpisodeRecord:
     task, sampled = episode.task, episode.versions[episode.loss_mask]
     # No validation: the values come from typed data, and a lone surrogate in a policy's text would be refused here.
     return EpisodeRecord.model_construct(
@@ -277,4 +291,5 @@ def _record(episode: Episode, arm: str, step: int | None, keys: tuple[str, ...],
         duration_s=episode.duration_s,
         images=keys,
         has_pictures=kept,
+        **provenance,
     )

@@ -129,7 +129,10 @@ def test_lost_groups_are_noticed() -> None:
     ],
 )
 def test_a_group_is_trained_whole_with_a_signal_or_not_at_all(rewards: list[float], num_failed: int, outcome: GroupState) -> None:
-    assert outcome_of(finished(0, rewards, num_failed), group_size=2) is outcome
+    group = finished(0, rewards, num_failed)
+    assert outcome_of(group, group_size=2) is outcome
+    kept = GroupState.READY if outcome is GroupState.FILTERED else outcome
+    assert outcome_of(group, group_size=2, keep_equal=True) is kept
 
 
 def test_a_group_cannot_be_trained_twice() -> None:

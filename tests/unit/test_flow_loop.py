@@ -255,6 +255,14 @@ def test_a_run_in_which_no_group_has_a_signal_ends_with_the_cause() -> None:
         run_world(SETTINGS, 5, filtered_share=1.0)
 
 
+def test_groups_of_equal_rewards_are_replaced_or_trained_as_configured() -> None:
+    replaced = run_world(SETTINGS, 5, filtered_share=0.5)
+    kept = run_world(replace(SETTINGS, keep_equal=True), 5, filtered_share=0.5)
+    assert replaced.loop.ledger.counts.num_filtered > 0
+    assert kept.loop.ledger.counts.num_filtered == 0
+    assert kept.loop.ledger.counts.num_trained == replaced.loop.ledger.counts.num_trained == 5 * SETTINGS.batch_groups
+
+
 def test_a_stopped_run_resumes_with_its_groups_in_flight_and_the_next_tasks() -> None:
     async def first() -> World:
         world = World(SETTINGS, [ScriptedGenerator("generator-0")], ScriptedLearner())

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from medvista_ray.reports import trajectory
 from medvista_ray.reports.files import write_atomic
-from medvista_ray.reports.trajectory import PictureQuota, TrajectoryLog, picture_path, plain, read_episodes
+from medvista_ray.reports.trajectory import PictureQuota, TrajectoryLog, picture_key, picture_path, plain, read_episodes
 from medvista_ray.types import EpisodeStatus, ErrorCode, Turn
 from tests.synthetic_run import make_episode, make_task, phantom
 
@@ -41,6 +42,27 @@ def test_pictures_are_lossless_and_stored_once(tmp_path: Path) -> None:
     assert len(list((tmp_path / "images").iterdir())) == 2
     for key, pixels in zip(record.images, pictures, strict=True):
         assert np.array_equal(np.asarray(Image.open(picture_path(tmp_path, key))), pixels)
+
+
+def test_a_picture_that_a_group_shares_is_hashed_once_and_one_that_changes_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[int] = []
+
+    def watched(pixels: np.ndarray) -> str:
+        hashed.append(id(pixels))
+        return picture_key(pixels)
+
+    monkeypatch.setattr(trajectory, "picture_key", watched)
+    shared, own = phantom(0), phantom(1)
+    shared.flags.writeable = False
+    with TrajectoryLog(tmp_path) as log:
+        records = [log.append(make_episode(make_task(0), [shared, own]), "train", 1) for _ in range(3)]
+        own[:] = 255 - own
+        changed = log.append(make_episode(make_task(0), [shared, own]), "train", 1)
+    assert hashed.count(id(shared)) == 1
+    assert {record.images for record in records} == {(picture_key(shared), picture_key(phantom(1)))}
+    assert changed.images == (picture_key(shared), picture_key(own)) != records[0].images
 
 
 def test_a_long_training_log_keeps_few_pictures_but_every_line(tmp_path: Path) -> None:

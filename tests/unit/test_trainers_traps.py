@@ -126,6 +126,24 @@ def test_a_group_without_a_difference_adds_exactly_nothing(policy: Policy) -> No
     assert close(got, {name: gradient * share for name, gradient in want.items()})
 
 
+def test_nothing_is_computed_for_an_episode_without_an_advantage(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    group, flat = random_group(policy, 0), random_group(policy, 1)
+    for episode in flat.episodes:
+        episode.reward = 1.1
+    built: list[Episode] = []
+
+    def watched(episodes: list[Episode], policy: Policy) -> Any:
+        built.extend(episodes)
+        return build_batch(episodes, policy)
+
+    monkeypatch.setattr("trainers.grpo.build_batch", watched)
+    gradients(policy, [flat, group], num_minibatches=1)
+    assert {id(episode) for episode in built} == {id(episode) for episode in group.episodes}
+    built.clear()
+    gradients(policy, [flat, group], kl_coef=0.1)
+    assert len(built) == 2 * len(group.episodes), "the KL term pulls on every episode"
+
+
 @pytest.mark.parametrize("budget", [8192, 60, 1])
 def test_ratios_of_an_exact_engine_are_one_however_micro_batches_are_cut(policy: Policy, budget: int) -> None:
     groups = ragged(policy)
