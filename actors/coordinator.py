@@ -15,6 +15,7 @@ from typing import Any
 import ray
 
 from actors.handles import Handle, RayGenerator, RayLearner
+from medvista_ray.collector import spare_live_objects
 from medvista_ray.config import TrainConfig
 from medvista_ray.errors import NotReadyError
 from medvista_ray.flow.loop import LoopSettings, TrainingLoop
@@ -60,6 +61,7 @@ class CoordinatorActor:
         if resume is not None:
             self._loop.restore(resume)
         self._events: asyncio.AbstractEventLoop | None = None
+        spare_live_objects()
 
     def __repr__(self) -> str:
         return "Coordinator"
