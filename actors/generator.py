@@ -65,14 +65,14 @@ class GeneratorActor(ReceivingActor):
     def __repr__(self) -> str:
         return f"Generator({self._index})"
 
-    async def ready(self) -> int:
-        """Start the engine (20-40 s on a CPU), load the initial version, and return the version that serves."""
+    async def ready(self, as_made: bool = False) -> int:
+        """Start the engine (20-40 s on a CPU), load the initial version, and return the version that serves. A restarted
+        actor serves nothing yet, unless `as_made` says that what it was made with is still what counts."""
         await self._start()
-        if self._restarted and not self._serving.is_set():
-            return self._engine.version
-        if self._manifest is not None and not self._serving.is_set():
-            await load(self._engine, self._manifest, self._config.weights.transport)
-        self._serving.set()
+        if not self._serving.is_set() and (as_made or not self._restarted):
+            if self._manifest is not None:
+                await load(self._engine, self._manifest, self._config.weights.transport)
+            self._serving.set()
         return self._engine.version
 
     async def run_group(self, group_id: int, task: Task, group_size: int, version_admitted: int = 0) -> Group:

@@ -1,20 +1,21 @@
 """Actor handles behind the loop's protocols (`flow.protocols`): what Ray raises becomes what the loop understands.
 
 Invariant: the death of an actor's process or node surfaces as GeneratorDiedError, its own exceptions as themselves; a
-call that is cancelled here is cancelled there. Called by the coordinator.
+call that is cancelled here is cancelled there. Called by the coordinator and the evaluator.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import ray
 from ray.exceptions import ActorUnavailableError, ObjectLostError, RayActorError
 
 from medvista_ray.errors import GeneratorDiedError
-from medvista_ray.types import Group, Task
+from medvista_ray.types import Episode, Group, Task
 
 log = logging.getLogger(__name__)
 
@@ -30,11 +31,14 @@ class RayGenerator:
         self.name = name
         self._actor = actor
 
-    async def ready(self) -> None:
-        """Returns when the actor answers; while its process restarts it is asked again (the caller sets a bound)."""
+    async def ready(self, as_made: bool = False) -> None:
+        """Returns when the actor answers; while its process restarts it is asked again (the caller sets a bound).
+
+        `as_made`: it may then serve the weights that it was made with, although it was restarted.
+        """
         while True:
             try:
-                await self._actor.ready.remote()
+                await (self._actor.ready.remote(True) if as_made else self._actor.ready.remote())
             except ActorUnavailableError:
                 await asyncio.sleep(POLL_S)
             except RayActorError as error:
@@ -45,6 +49,10 @@ class RayGenerator:
     async def run_group(self, group_id: int, task: Task, group_size: int) -> Group:
         """A finished group, by value: this process owns it, so that it survives its generator."""
         return await self._result(self._actor.run_group.remote(group_id, task, group_size))
+
+    async def run_episodes(self, tasks: Sequence[Task], with_tools: bool, temperature: float) -> list[Episode]:
+        """One scored episode of each task, in order, by value."""
+        return await self._result(self._actor.run_episodes.remote(tasks, with_tools, temperature))
 
     async def load_version(self, manifest: str) -> dict[str, float]:
         """Load published weights in flight."""

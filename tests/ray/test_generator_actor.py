@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import psutil
 import pytest
 import torch
 
+from actors.evaluator import evaluate
 from medvista_ray.config import TrainConfig
 from medvista_ray.errors import MedVistaError
 from medvista_ray.models.policy import load_policy
@@ -160,6 +163,19 @@ def test_a_load_into_an_engine_that_died_fails_soon(lab: Lab) -> None:
     with pytest.raises(MedVistaError, match="died before it had loaded version 4"):
         ray.get(lab.actor.load_version.remote(lab.publish(4).to_json()), timeout=60)
     assert not ray.get(lab.actor.health.remote(), timeout=20)
+
+
+def test_an_evaluation_brings_a_generator_back_whose_engine_died(lab: Lab) -> None:
+    import ray
+
+    for engine in ray.get(lab.actor.stats.remote(), timeout=20)["pids"]:
+        with suppress(ProcessLookupError):
+            os.kill(engine, signal.SIGKILL)
+    tasks = [make_task(i, Split.TEST) for i in range(3)]
+    manifest = lab.publish(5).to_json()
+    episodes = asyncio.run(evaluate([lab.actor], tasks, with_tools=False, temperature=0.0, concurrency=2, manifest=manifest))
+    assert [e.task.id for e in episodes] == [t.id for t in tasks]
+    assert {v for e in episodes for v in e.versions[e.loss_mask].tolist()} == {5}
 
 
 def make_task(number: int, split: Split) -> Task:
