@@ -27,6 +27,7 @@ from medvista_ray.run_folder import RunFolder
 from medvista_ray.tasks.source import load_source
 from medvista_ray.tools.base import ToolClient
 from medvista_ray.types import Episode, Split
+from trainers.checkpoint import latest_checkpoint
 from trainers.cold_start import collect_trajectories
 
 SFT_VERSION = 1
@@ -120,7 +121,7 @@ class TrainingJob:
         if self._folder.is_done("rl"):
             return
         with self._progress.phase("reinforcement learning"):
-            checkpoint = self._folder.last_checkpoint()
+            checkpoint = latest_checkpoint(self._folder.checkpoints)
             state = await self._learner.load.remote(str(checkpoint)) if checkpoint else None
             tasks = list(self._source.tasks(Split.TRAIN))
             self._supervisor.start_coordinator(tasks, str(self._folder.path), FIRST_RL_VERSION, state)

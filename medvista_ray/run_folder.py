@@ -42,6 +42,11 @@ class RunFolder:
         """The policy after reinforcement learning."""
         return self.path / "policies" / "rl"
 
+    @property
+    def checkpoints(self) -> Path:
+        """Where reinforcement learning keeps its checkpoints."""
+        return self.path / "checkpoints"
+
     def is_done(self, phase: str) -> bool:
         """Whether a phase was finished, now or before a resume."""
         return phase in self.state.setdefault("done", [])
@@ -55,11 +60,6 @@ class RunFolder:
     def save(self) -> None:
         """Write the state, atomically."""
         write_atomic(self.path / STATE_NAME, (json.dumps(self.state, indent=2) + "\n").encode())
-
-    def last_checkpoint(self) -> Path | None:
-        """The newest complete checkpoint of the reinforcement learning, if there is one."""
-        found = sorted((self.path / "checkpoints").glob("step-*"))
-        return found[-1] if found else None
 
 
 @contextmanager
