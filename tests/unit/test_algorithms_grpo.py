@@ -30,9 +30,13 @@ def test_advantages_are_centred_and_scaled_by_the_sample_deviation() -> None:
     assert torch.allclose(got, torch.tensor([[half, -half, -half, half], [1.5, -0.5, -0.5, -0.5]]), atol=1e-6)
 
 
-def test_a_group_of_equal_rewards_has_advantages_of_exactly_zero() -> None:
-    # 0.1 + 0.2 style values whose mean is off by rounding.
-    assert torch.equal(group_advantages(torch.full((1, 7), 1.1)), torch.zeros(1, 7))
+@pytest.mark.parametrize("size", [3, 5, 7, 12, 24])
+def test_a_group_of_equal_rewards_has_advantages_of_exactly_zero_even_if_their_mean_rounds(size: int) -> None:
+    rewards = torch.linspace(0.01, 2.0, 200)[:, None].repeat(1, size)
+    # Where the mean of equal rewards is another number, centring alone leaves a rest.
+    rounded = rewards[rewards.mean(dim=1) != rewards[:, 0]]
+    assert len(rounded) > 0
+    assert torch.equal(group_advantages(rounded), torch.zeros_like(rounded))
 
 
 def test_importance_weights_are_truncated_and_carry_no_gradient() -> None:

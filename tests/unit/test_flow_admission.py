@@ -170,14 +170,21 @@ def test_each_death_redispatches_a_group_once_until_the_retries_are_spent() -> N
     assert ledger.counts.num_failed == 1
 
 
-def test_endless_groups_without_signal_end_the_run_with_the_cause() -> None:
+@pytest.mark.parametrize(
+    ("rewards", "num_failed", "cause"),
+    [([1.0, 1.0], 0, r"41 had equal rewards .* 0 failed"), ([0.0, 1.0], 1, r"0 had equal rewards .* 41 failed")],
+    ids=["filtered", "failed"],
+)
+def test_endless_groups_that_cannot_be_trained_end_the_run_with_the_cause(
+    rewards: list[float], num_failed: int, cause: str
+) -> None:
     ledger = make_ledger()
     for group_id in range(MAX_UNUSED_BATCHES * 2):
         ledger.dispatch(ledger.submit(TASKS[0]), 1)
-        ledger.finish(finished(group_id, [1.0, 1.0]))
+        ledger.finish(finished(group_id, rewards, num_failed))
     ledger.dispatch(ledger.submit(TASKS[0]), 1)
-    with pytest.raises(StarvationError, match=r"41 had equal rewards .* 0 failed"):
-        ledger.finish(finished(MAX_UNUSED_BATCHES * 2, [1.0, 1.0]))
+    with pytest.raises(StarvationError, match=cause):
+        ledger.finish(finished(MAX_UNUSED_BATCHES * 2, rewards, num_failed))
 
 
 def test_one_good_group_resets_the_starvation_count() -> None:

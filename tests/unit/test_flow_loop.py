@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -261,6 +263,24 @@ def test_groups_of_equal_rewards_are_replaced_or_trained_as_configured() -> None
     assert replaced.loop.ledger.counts.num_filtered > 0
     assert kept.loop.ledger.counts.num_filtered == 0
     assert kept.loop.ledger.counts.num_trained == replaced.loop.ledger.counts.num_trained == 5 * SETTINGS.batch_groups
+
+
+def test_trained_groups_are_freed() -> None:
+    class Watching(ScriptedLearner):
+        async def train(self, groups: list[Group]) -> dict[str, float]:
+            given.extend(weakref.ref(group) for group in groups)
+            return await super().train(groups)
+
+    async def main() -> None:
+        world = World(SETTINGS, [ScriptedGenerator("generator-0")], Watching())
+        await world.run(20)
+        gc.collect()
+        assert sum(ref() is not None for ref in given) <= SETTINGS.batch_groups
+        assert world.loop.step == 20, "the loop itself still exists"
+
+    given: list[weakref.ref[Group]] = []
+    simulate(main())
+    assert len(given) == 20 * SETTINGS.batch_groups
 
 
 def test_a_stopped_run_resumes_with_its_groups_in_flight_and_the_next_tasks() -> None:

@@ -13,6 +13,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from medvista_ray.config import PolicyConfig
 from medvista_ray.errors import ConfigError, InvariantError, UserError
+from medvista_ray.models.adapters import merged_weights
 from medvista_ray.models.batching import build_batch, split_microbatches
 from medvista_ray.models.policy import (
     Policy,
@@ -112,6 +113,17 @@ def test_freezing_vision_freezes_tower_and_connector_only(policies: dict[str, Po
     assert frozen
     assert all("vis" in name or "projector" in name for name in frozen)
     assert all("language_model" in name for name in text)
+    trainable_parameters(policy, True)
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_with_frozen_vision_only_the_text_models_weights_are_published(policies: dict[str, Policy], model_type: str) -> None:
+    policy = policies[model_type]
+    sent = dict(merged_weights(policy, False))
+    text = {name: weight for name, weight in policy.model.named_parameters() if ".language_model." in name}
+    assert 0 < len(sent) < len(policy.model.state_dict())
+    assert sent.keys() == text.keys()
+    assert all(torch.equal(tensor, text[name]) for name, tensor in sent.items())
     trainable_parameters(policy, True)
 
 

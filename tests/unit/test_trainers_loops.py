@@ -229,6 +229,10 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(folder: Path, tmp
     trainer.step(groups[2:])
 
     other = load_policy(folder)
+    # Other weights than the first run began with: only a restored reference can be the first run's.
+    with torch.no_grad():
+        for weight in other.model.parameters():
+            weight.mul_(1.5)
     resumed = GrpoTrainer(other, config(kl_coef=kl_coef))
     assert load_checkpoint(tmp_path / "c", other, resumed) == {"step": 2}
     assert torch.equal(draw, torch.rand(3))
