@@ -71,7 +71,7 @@ class ScriptedEngine:
         text = self.turns[len(self.prompts)]
         self.prompts.append(prompt)
         self.samplings.append(sampling)
-        ids = self._chat.encode_text(text.removesuffix("$")) + [self._chat.end_id] * text.endswith("$")
+        ids = self.spell(text.removesuffix("$")) + [self._chat.end_id] * text.endswith("$")
         kept = ids[: sampling.max_tokens]
         number = len(self.prompts)
         return Completion(
@@ -82,6 +82,10 @@ class ScriptedEngine:
             text=text,
             stopped=kept == ids,
         )
+
+    def spell(self, text: str) -> list[int]:
+        """The ids that it writes `text` with."""
+        return self._chat.encode_text(text)
 
 
 def ramp_picture(height: int = 60, width: int = 80, seed: int = 0) -> MedImage:

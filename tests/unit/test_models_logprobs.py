@@ -29,9 +29,12 @@ def policy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture
 def episodes(policy: Policy) -> list[Episode]:
-    """Different lengths, several pictures, one shared, one repeated within an episode, and one text-only episode."""
-    side = 56 if policy.model_type == "internvl" else 64
-    shared, other, third = picture(1, side, side), picture(2, side, side), picture(3, side, side)
+    """Different lengths, several pictures, one shared, one repeated within an episode, and one text-only episode.
+
+    Qwen's pictures differ in shape: a tall and a wide one of equally many tokens, and a square one of more.
+    """
+    sizes = [(56, 56)] * 3 if policy.model_type == "internvl" else [(96, 48), (48, 96), (64, 64)]
+    shared, other, third = (picture(seed, *size) for seed, size in enumerate(sizes, 1))
     shown = [[shared, other, shared], [shared, third], [shared], []]
     return [random_episode(policy, pictures, seed) for seed, pictures in enumerate(shown)]
 
@@ -65,6 +68,15 @@ def test_padded_rows_with_shared_pictures_equal_a_plain_forward(policy: Policy, 
         assert want.any()
 
 
+def test_the_pictures_of_these_tests_tell_a_mix_up_of_grids(policy: Policy, episodes: list[Episode]) -> None:
+    pictures = [*episodes[0].images[:2], episodes[1].images[1]]
+    tall, wide, square = (policy.num_image_tokens(shown) for shown in pictures)
+    assert tall == wide
+    if policy.model_type != "internvl":
+        assert square > tall
+        assert len(policy.pixel_inputs(pictures)["image_grid_thw"].unique(dim=0)) == 3
+
+
 def test_gradients_equal_those_of_a_plain_forward(policy: Policy, episodes: list[Episode]) -> None:
     got = gradients(policy, token_logprobs(policy, build_batch(episodes, policy), TEMPERATURE, BANNED).sum())
     want = gradients(policy, torch.stack([plain_logprobs(policy, e).sum() for e in episodes]).sum())
@@ -95,7 +107,7 @@ def test_every_common_history_is_laid_down_once(policy: Policy, episodes: list[E
     assert shared[0] == 0
     assert min(shared[1:]) == 9
     # With one picture in common, it reaches past it.
-    assert max(shared[1:3]) > 9 + 3
+    assert max(shared[1:3]) >= 9 + policy.num_image_tokens(episodes[0].images[0])
     assert build_batch(episodes[:3], policy).packed_images.tolist() == [0, 1, 0, 2]
     assert len(batch.packing.source) == sum(batch.packing.num_new)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,7 +15,7 @@ import pytest
 from medvista_ray.config import RolloutConfig
 from medvista_ray.envs import MedEnv
 from medvista_ray.errors import ConfigError, InvariantError, ToolInfrastructureError
-from medvista_ray.protocol import ToolCall, render_turn
+from medvista_ray.protocol import TAGS, ToolCall, render_turn
 from medvista_ray.rollout.engine import Completion, Prompt, Sampling
 from medvista_ray.rollout.loop import run_episode, run_group
 from medvista_ray.rollout.scripted import run_scripted
@@ -68,6 +70,28 @@ def test_the_trained_ids_are_the_sampled_ids_and_only_those(client: LocalToolCli
     assert [turn.text for turn in episode.turns] == engine.turns
     assert [turn.tool for turn in episode.turns] == ["zoom_in", "zoom_in", None]
     assert [turn.image_indices for turn in episode.turns] == [(1,), (2,), ()]
+
+
+class LetterByLetter(ScriptedEngine):
+    """Scripted, and writes all but the protocol's tags one character at a time, which no tokenizer would."""
+
+    def spell(self, text: str) -> list[int]:
+        pieces = [piece for part in re.split(r"(</?\w+>)", text) for piece in ([part] if part in TAGS else part)]
+        return [token for piece in pieces for token in chat_format().encode_text(piece)]
+
+
+def test_sampled_ids_that_the_tokenizer_would_not_choose_for_their_text_are_kept(client: LocalToolClient) -> None:
+    answer = render_turn("this region", "the region")
+    engine = LetterByLetter([ZOOM, answer + "$"])
+    first, last = engine.spell(ZOOM), [*engine.spell(answer), chat_format().end_id]
+    assert [chat_format().decode(ids) for ids in (first, last)] == [ZOOM, answer]
+    assert first != chat_format().encode_text(ZOOM)
+    assert last[:-1] != chat_format().encode_text(answer)
+    episode = play(client, engine, RolloutConfig(max_turn_tokens=1000))
+    assert spans(episode) == [first, last]
+    asked = len(engine.prompts[0].token_ids)
+    assert engine.prompts[1].token_ids[asked : asked + len(first)] == first
+    assert episode.answer == "the region"
 
 
 def test_the_episode_is_the_last_prompt_as_the_engine_ran_it_plus_the_last_turn(client: LocalToolClient) -> None:
@@ -273,6 +297,20 @@ def test_the_episodes_of_a_group_run_at_the_same_time_and_apart(client: LocalToo
         return episodes
 
     assert [episode.answer for episode in asyncio.run(run())] == ["spleen"] * 4
+
+
+def test_the_picture_that_a_group_is_asked_about_is_one_object_and_crosses_processes_once(client: LocalToolClient) -> None:
+    class EachItsOwn:
+        """Scripted: every episode is at its first turn."""
+
+        async def generate(self, prompt: Prompt, sampling: Sampling) -> Completion:
+            return await ScriptedEngine([ANSWER]).generate(prompt, sampling)
+
+    # Every environment opens its task anew: equal pictures, but no two of them one object.
+    group = run_group(make_task(), lambda: MedEnv(client, open_one, 6), EachItsOwn(), chat_format(), CONFIG, (), SIDE, 4)
+    episodes = asyncio.run(group)
+    assert len({id(episode.images[0]) for episode in episodes}) == 1
+    assert pickle.dumps(episodes).count(episodes[0].images[0].tobytes()) == 1
 
 
 def test_one_broken_episode_ends_its_group_with_the_plain_error(client: LocalToolClient) -> None:
