@@ -22,8 +22,9 @@ from safetensors.torch import load_file, save_file
 from medvista_ray.errors import WeightUpdateError
 from medvista_ray.models.batching import build_batch, split_microbatches
 from medvista_ray.models.logprobs import token_logprobs
-from medvista_ray.models.policy import Policy, load_policy
+from medvista_ray.models.policy import Policy, load_policy, trainable_parameters
 from medvista_ray.models.tiny_architecture import TINY, build_tiny_processor, save_policy_folder
+from medvista_ray.rollout import vllm_settings
 from medvista_ray.rollout.chat import ChatFormat, banned_token_ids
 from medvista_ray.rollout.engine import Completion, Prompt, Sampling
 from medvista_ray.rollout.transcript import Transcript
@@ -33,12 +34,15 @@ from medvista_ray.types import AnswerKind, Episode, EpisodeStatus, MedImage, Obs
 from medvista_ray.weights.manifest import Manifest
 from medvista_ray.weights.shared_memory import SharedMemoryPublisher
 from tests.random_policy import SPREAD, random_policy
+from tests.unit.tiny_policies import save_random_policy
 
 pytestmark = [pytest.mark.vllm, pytest.mark.e2e]
 
 NUM_EPISODES, NUM_TURNS, NUM_UPDATES, TURN_TOKENS = 64, 3, 5, 24
 TEMPERATURE = 0.8
 LEARNER_BOUND, FRESH_BOUND = 1e-4, 1e-5
+NO_LAYERS_OWN = {"model.language_model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(32)}
+"""In the files of old checkpoints, and dropped by vLLM."""
 TASK = Task(
     id="t", source="s", family="f", split=Split.TRAIN, subject="x", modality="CT",
     question="Which region is brighter?", answer="left", kind=AnswerKind.TEXT,
@@ -72,14 +76,18 @@ class Lab:
     states: dict[int, dict[str, torch.Tensor]]
     folder: Path
 
-    def restep(self) -> Manifest:
-        """Change every weight of the learner, vision tower included, and publish the next version."""
+    def restep(self, train_vision: bool = True, **others: torch.Tensor) -> Manifest:
+        """Change every weight of the learner, or all but what sees pictures, and publish these as the next version.
+
+        `others` are published with them.
+        """
         version = max(self.states) + 1
+        trained = trainable_parameters(self.policy, train_vision)
         with torch.no_grad():
-            for parameter in self.policy.model.parameters():
+            for parameter in trained.values():
                 parameter.add_(torch.randn_like(parameter) * SPREAD)
         self.remember(version)
-        return self.publisher.publish(self.policy.model.named_parameters(), version)
+        return self.publisher.publish([*trained.items(), *others.items()], version)
 
     def remember(self, version: int) -> None:
         self.states[version] = {k: v.detach().clone() for k, v in self.policy.model.state_dict().items()}
@@ -87,6 +95,10 @@ class Lab:
     def mode(self, **changes: Any) -> None:
         """Change what the running engine does at its next update."""
         self.engine.settings = dataclasses.replace(self.engine.settings, **changes)
+
+    def num_layered_updates(self) -> int:
+        """Updates that the engine loaded layer by layer."""
+        return self.runner.run(self.engine._running().collective_rpc("num_layered_updates"))[0]
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +110,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     banned = banned_token_ids(policy.tokenizer)
     publisher = SharedMemoryPublisher(f"oracle-{tmp_path_factory.getbasetemp().name}")
     engine = VllmEngine(settings(folder, banned, policy))
-    with asyncio.Runner() as runner:
+    with asyncio.Runner() as runner, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vllm_settings, "WORKER_EXTENSION", "tests.e2e.engine_probe.CountsReloads")
         runner.run(engine.start())
         lab = Lab(policy, chat, banned, engine, publisher, runner, {}, folder)
         lab.remember(0)
@@ -118,6 +131,22 @@ def test_engine_and_learner_agree_over_64_episodes_and_5_updates_in_flight(lab: 
     assert updated_within_a_turn >= NUM_UPDATES, "the updates met no turn half-way"
     assert len(compared) == sum(e.num_sampled for e in episodes), "every sampled token is compared"
     assert compared.max() <= LEARNER_BOUND, f"{(compared > LEARNER_BOUND).sum()} of {len(compared)} tokens differ"
+
+
+@pytest.mark.parametrize("model_type", ["qwen2_5_vl", "qwen3_vl"])
+def test_engine_and_learner_agree_on_other_families(model_type: str, tmp_path: Path) -> None:
+    """On what they place and see for themselves: positions in three axes, windows, features of several depths."""
+    lab = other_family(model_type, tmp_path)
+    with lab.runner:
+        try:
+            lab.runner.run(lab.engine.start())
+            episodes = lab.runner.run(play_undisturbed(lab, num_episodes=4, num_turns=2))
+        finally:
+            lab.engine.shutdown()
+    gaps = np.concatenate(learner_gaps(lab, episodes))
+    assert all(len(e.images) == 2 for e in episodes)
+    assert len(gaps) == sum(e.num_sampled for e in episodes) > 100
+    assert gaps.max() <= LEARNER_BOUND, f"{(gaps > LEARNER_BOUND).sum()} of {len(gaps)} tokens differ"
 
 
 def test_tokens_sampled_on_a_kept_cache_differ_from_the_learner_and_all_others_agree(lab: Lab) -> None:
@@ -225,6 +254,32 @@ def test_a_missing_file_is_refused_before_the_engine_pauses(lab: Lab) -> None:
     assert lab.engine.stats().num_updates == num_updates
 
 
+def test_an_engine_updated_layer_by_layer_with_a_frozen_vision_tower_equals_a_fresh_one(lab: Lab) -> None:
+    """Tied embeddings again, and layers that get nothing. What no layer takes rules the other way out."""
+    prompts = repeated_prompts(lab)
+    lab.mode(train_vision=False)
+    before, reloads = lab.runner.run(greedy(lab.engine, prompts)), lab.num_layered_updates()
+    lab.runner.run(lab.engine.load_version(lab.restep(train_vision=False, **NO_LAYERS_OWN)))
+    updated = lab.runner.run(greedy(lab.engine, prompts))
+    lab.mode(train_vision=True)
+    fresh = lab.runner.run(fresh_engine_answers(lab, prompts))
+    assert lab.num_layered_updates() == reloads + 1
+    assert worst_gap(before, updated) > 100 * FRESH_BOUND, "the update changed nothing"
+    assert [c.token_ids for c in updated] == [c.token_ids for c in fresh]
+    assert worst_gap(updated, fresh) <= FRESH_BOUND
+
+
+def other_family(model_type: str, folder: Path) -> Lab:
+    """A random policy of that family, its engine not yet started, and nothing to publish with."""
+    policy = load_policy(save_random_policy(model_type, folder, head_dim=32))
+    banned = banned_token_ids(policy.tokenizer)
+    chat = ChatFormat.from_policy(policy.tokenizer, policy.model_type)
+    engine = VllmEngine(dataclasses.replace(settings(folder, banned, policy), max_num_seqs=8, max_model_len=512))
+    lab = Lab(policy, chat, banned, engine, SharedMemoryPublisher("unused"), asyncio.Runner(), {}, folder)
+    lab.remember(0)
+    return lab
+
+
 def settings(folder: Path, banned: tuple[int, ...], policy: Policy) -> EngineSettings:
     return EngineSettings(
         model=folder, banned=banned, max_num_seqs=64, kv_cache_mib=256, max_model_len=768, max_images=8,
@@ -266,17 +321,22 @@ async def play_with_updates(
     return [episode.result() for episode in playing], turns
 
 
-async def play(lab: Lab, number: int, turns: list[Sampled], slots: asyncio.Semaphore) -> Episode:
+async def play_undisturbed(lab: Lab, num_episodes: int, num_turns: int) -> list[Episode]:
+    slots = asyncio.Semaphore(num_episodes)
+    return await asyncio.gather(*(play(lab, i, [], slots, num_turns) for i in range(num_episodes)))
+
+
+async def play(lab: Lab, number: int, turns: list[Sampled], slots: asyncio.Semaphore, num_turns: int = NUM_TURNS) -> Episode:
     """Eight episodes share a picture, as a group does; each turn is followed by a picture of its own."""
     async with slots:
         transcript = Transcript(lab.chat, TINY.image_side)
         transcript.begin("Think, then answer.", Observation(TASK.question, (picture(number // 8),)))
-        for turn in range(NUM_TURNS):
+        for turn in range(num_turns):
             version = lab.engine.version
             completion = await lab.engine.generate(transcript.prompt(), Sampling(TEMPERATURE, TURN_TOKENS))
             transcript.append(completion)
             turns.append(Sampled(version, completion))
-            if turn < NUM_TURNS - 1:
+            if turn < num_turns - 1:
                 transcript.observe(Observation(f"image {turn + 1} shows this", (picture(100 + 10 * number + turn),)))
         return transcript.episode(task=TASK, status=EpisodeStatus.TRUNCATED, turns=[], answer=None)
 

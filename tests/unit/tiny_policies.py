@@ -51,15 +51,18 @@ def byte_tokenizer() -> hf.PreTrainedTokenizerFast:
     return hf.PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|endoftext|>")
 
 
-def save_random_policy(model_type: str, folder: Path) -> Path:
-    """A policy folder of `model_type` with random weights large enough that outputs differ visibly."""
+def save_random_policy(model_type: str, folder: Path, head_dim: int = 16) -> Path:
+    """A policy folder of `model_type` with random weights large enough that outputs differ visibly.
+
+    `head_dim` is that of a Qwen's text model; vLLM's attention on a CPU takes none below 32.
+    """
     tokenizer = byte_tokenizer()
     if model_type == "internvl":
         model = build_tiny_model(tokenizer, seed=1, shape=SMALL)
         save_policy_folder(_spread(model), build_tiny_processor(tokenizer, SMALL), folder)
         return folder
     torch.manual_seed(1)
-    model = _spread(_qwen(model_type, tokenizer))
+    model = _spread(_qwen(model_type, tokenizer, head_dim))
     model.save_pretrained(folder)
     patch = 16 if model_type == "qwen3_vl" else 14
     hf.Qwen2VLImageProcessor(patch_size=patch, min_pixels=1024, max_pixels=64 * 64).save_pretrained(folder)
@@ -160,7 +163,7 @@ def _spread(model: Any) -> Any:
     return model
 
 
-def _qwen(model_type: str, tokenizer: hf.PreTrainedTokenizerFast) -> Any:
+def _qwen(model_type: str, tokenizer: hf.PreTrainedTokenizerFast, head_dim: int) -> Any:
     vocab = tokenizer.get_vocab()
     tokens = {
         "image_token_id": vocab["<|image_pad|>"],
@@ -169,15 +172,19 @@ def _qwen(model_type: str, tokenizer: hf.PreTrainedTokenizerFast) -> Any:
         "vision_end_token_id": vocab["<|vision_end|>"],
         "tie_word_embeddings": True,
     }
-    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
+    rope: dict[str, Any] = {
+        "rope_type": "default",
+        "rope_theta": 10000.0,
+        "mrope_section": [head_dim // 8, 3 * head_dim // 16, 3 * head_dim // 16],
+    }
     text: dict[str, Any] = {
         "vocab_size": len(tokenizer),
-        "hidden_size": 32,
+        "hidden_size": 2 * head_dim,
         "intermediate_size": 64,
         "num_hidden_layers": 3,
         "num_attention_heads": 2,
         "num_key_value_heads": 1,
-        "head_dim": 16,
+        "head_dim": head_dim,
         "max_position_embeddings": 512,
         "rope_parameters": rope,
         "tie_word_embeddings": True,
@@ -187,7 +194,7 @@ def _qwen(model_type: str, tokenizer: hf.PreTrainedTokenizerFast) -> Any:
         "hidden_size": 32,
         "intermediate_size": 64,
         "num_heads": 2,
-        "out_hidden_size": 32,
+        "out_hidden_size": 2 * head_dim,
         "spatial_merge_size": 2,
         "temporal_patch_size": 2,
     }
