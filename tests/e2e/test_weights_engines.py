@@ -146,6 +146,18 @@ def test_a_failed_update_leaves_nothing_for_the_next() -> None:
     source.close()
 
 
+def test_a_frozen_layer_of_which_nothing_is_sent_stays_as_it_was() -> None:
+    model, staged = toy_engine()
+    source = SharedMemoryPublisher(f"staged-{os.getpid()}")
+    manifest = source.publish([("0.weight", WEIGHTS["0.weight"])], 1)
+    staged.start_weight_update()
+    staged.receive_weights(staged.parse_update_info({"path": manifest.path}))
+    staged.receive_weights(staged.parse_update_info({"num_tensors": 1, "num_bytes": 48}))
+    staged.finish_weight_update()
+    assert {name: p.detach().unique().tolist() for name, p in model.named_parameters()} == {"0.weight": [2.0], "1.weight": [1.0]}
+    source.close()
+
+
 @NO_CUDA
 @pytest.mark.parametrize("publisher", [CudaIpcPublisher, NcclPublisher])
 def test_without_cuda_the_learner_says_what_to_use_instead(publisher: type[DevicePublisher]) -> None:
