@@ -56,7 +56,7 @@ class CoordinatorActor:
             [RayGenerator(name, actor) for name, actor in generators.items()],
             RayLearner(learner),
             MetricsRecorder(folder, tensorboard_writer(folder / "tensorboard")),
-            self._log_group,
+            self._log_groups,
         )
         if resume is not None:
             self._loop.restore(resume)
@@ -117,7 +117,7 @@ class CoordinatorActor:
             raise NotReadyError("generators join and leave while the loop runs; it has not begun")
         await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._events))
 
-    def _log_group(self, group: Group, outcome: str, step: int) -> None:
+    def _log_groups(self, groups: Sequence[Group], outcome: str, step: int) -> None:
         """Called in a thread, with every group that was trained, filtered or failed."""
-        for episode in group.episodes:
-            self._log.append(episode, arm=ARM, step=step)
+        for group in groups:
+            self._log.extend(group.episodes, arm=ARM, step=step)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -48,7 +49,10 @@ class RayGenerator:
 
     async def run_group(self, group_id: int, task: Task, group_size: int) -> Group:
         """A finished group, by value: this process owns it, so that it survives its generator."""
-        return await self._result(self._actor.run_group.remote(group_id, task, group_size))
+        ref = self._actor.run_group.remote(group_id, task, group_size)
+        group = await self._result(ref)
+        group.stored = ref
+        return group
 
     async def run_episodes(self, tasks: Sequence[Task], with_tools: bool, temperature: float) -> list[Episode]:
         """One scored episode of each task, in order, by value."""
@@ -80,8 +84,12 @@ class RayLearner:
         self._actor = actor
 
     async def train(self, groups: list[Group]) -> dict[str, float]:
-        """One optimiser step."""
-        return await self._actor.train.remote(groups)
+        """One optimiser step. The learner fetches each group from the object store: nothing is packed or copied here."""
+        try:
+            return await self._actor.train.remote(*(group if group.stored is None else group.stored for group in groups))
+        except ObjectLostError:  # told before the step begins; this process still holds them all
+            log.warning("stored groups were lost, they are sent again")
+            return await self._actor.train.remote(*(replace(group, stored=None) for group in groups))
 
     async def publish(self, version: int) -> str:
         """Make the present weights available as `version`."""

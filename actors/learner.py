@@ -76,9 +76,9 @@ class LearnerActor:
         """Cold start on the expert's episodes; the metrics of each update. Call it before the first `train`."""
         return self._group.call("sft", lambda: self._imitate(episodes), episodes)
 
-    def train(self, groups: list[Group]) -> dict[str, float]:
-        """One GRPO step on whole groups; its metrics."""
-        return self._group.call("train", lambda: self._grpo().step(groups), groups)
+    def train(self, *groups: Group) -> dict[str, float]:
+        """One GRPO step on whole groups; its metrics. One argument each, so that a caller may pass references."""
+        return self._group.call("train", lambda: self._grpo().step(list(groups)), *groups)
 
     def publish(self, version: int) -> str:
         """Publish the trainable weights as `version`; the manifest as JSON (a peer's is empty)."""

@@ -137,11 +137,11 @@ class TimedLearner(CountingLearner.__ray_metadata__.modified_class):  # type: ig
         super().__init__()
         self._train_s = train_s
 
-    def train(self, groups: list[Group]) -> dict[str, float]:
+    def train(self, *groups: Group) -> dict[str, float]:
         """Wait; no group may come twice."""
         time.sleep(self._train_s)
         tokens = sum(episode.num_sampled for group in groups for episode in group.episodes)
-        return super().train(groups) | {"num_trained_tokens": float(tokens)}
+        return super().train(*groups) | {"num_trained_tokens": float(tokens)}
 
     def forget(self) -> None:
         """A new run numbers its groups anew."""

@@ -128,7 +128,7 @@ class CountingLearner:
     def ready(self) -> None:
         """Answers when the process is there."""
 
-    def train(self, groups: list[Group]) -> dict[str, float]:
+    def train(self, *groups: Group) -> dict[str, float]:
         """Raises if a group comes twice."""
         ids = {group.id for group in groups}
         assert len(ids) == len(groups), "a group is in the batch twice"

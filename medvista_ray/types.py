@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -328,6 +328,10 @@ class Episode:
         return int(self.loss_mask.sum())
 
 
+PER_TOKEN: Final = ("token_ids", "loss_mask", "logprobs", "versions")
+"""An episode's arrays [L]."""
+
+
 @dataclass(frozen=True)
 class EngineLoad:
     """How full an engine is, as it says itself."""
@@ -349,3 +353,27 @@ class Group:
     seconds: float = 0.0
     engine_load: EngineLoad | None = None
     """Of the engine that sampled it, when its last episode ended; None if unknown."""
+    stored: Any = field(default=None, compare=False, repr=False)
+    """Reference under which the cluster's object store holds these very episodes, which does not travel; None: it does not."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle: what episodes have per token becomes one array of the group, since a transport pays per array."""
+        rows = [{name: value for name, value in vars(e).items() if name not in PER_TOKEN} for e in self.episodes]
+        columns = {name: [getattr(episode, name) for episode in self.episodes] for name in PER_TOKEN} if rows else {}
+        packed = {name: ([*map(len, arrays)], np.concatenate(arrays)) for name, arrays in columns.items()}
+        return {**vars(self), "stored": None, "episodes": (rows, packed)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        rows, packed = state.pop("episodes")
+        for name, (lengths, column) in packed.items():
+            start = 0
+            for row, length in zip(rows, lengths, strict=True):
+                row[name] = column[start : start + length]
+                start += length
+        vars(self).update(state, episodes=[_episode(row) for row in rows])
+
+
+def _episode(fields: dict[str, Any]) -> Episode:
+    episode = Episode.__new__(Episode)
+    vars(episode).update(fields)
+    return episode

@@ -10,10 +10,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 
 from medvista_ray.types import Episode, Group, Task
 from tests.scripted_flow import make_episode
+
+PICTURE = np.zeros((256, 256, 3), np.uint8)
+"""Large enough that a group with it goes through the object store; one without is sent along with the answer."""
 
 
 @ray.remote(max_restarts=-1, num_cpus=0, concurrency_groups={"control": 2}, max_concurrency=100)
@@ -35,7 +39,10 @@ class ScriptedGeneratorActor:
         versions.append(self._version)
         filtered = self._random.random() < self._filtered_share
         rewards = [1.0 if filtered else float(i % 2) for i in range(group_size)]
-        return Group(id=group_id, episodes=[make_episode(task, versions, r) for r in rewards], version_admitted=-1)
+        episodes = [make_episode(task, versions, r) for r in rewards]
+        for episode in episodes:
+            episode.images = [PICTURE] if group_id % 2 else []
+        return Group(id=group_id, episodes=episodes, version_admitted=-1)
 
     async def run_episodes(self, tasks: list[Task], with_tools: bool, temperature: float) -> list[Episode]:
         assert self._version > 0, "work before weights"
@@ -71,7 +78,7 @@ class ScriptedLearnerActor:
 
     def ready(self) -> None: ...
 
-    def train(self, groups: list[Group]) -> dict[str, float]:
+    def train(self, *groups: Group) -> dict[str, float]:
         time.sleep(self._train_s)
         self._trained += [group.id for group in groups]
         return {"loss": 0.1}

@@ -170,8 +170,8 @@ class Fleet:
         try:
             if slot.life != life:
                 return None
-            call = slot.generator.run_group(group_id, task, group_size)
-            group = await asyncio.wait_for(call, self._limits.group_s)
+            async with asyncio.timeout(self._limits.group_s):  # unlike wait_for it makes no task of its own
+                group = await slot.generator.run_group(group_id, task, group_size)
         except Exception as error:  # fault boundary: whatever breaks a generator, its groups go elsewhere
             self._fault(slot, life, error)
             return None
@@ -191,7 +191,8 @@ class Fleet:
         manifest, version = self._manifest, self._target
         if version <= slot.version:
             raise InvariantError(f"{slot.generator.name} would go from version {slot.version} to {version}")
-        seconds = await asyncio.wait_for(slot.generator.load_version(manifest), self._limits.load_s)
+        async with asyncio.timeout(self._limits.load_s):
+            seconds = await slot.generator.load_version(manifest)
         if slot.life != life:
             raise GeneratorDiedError(f"{slot.generator.name} was replaced while it loaded version {version}")
         slot.version = version

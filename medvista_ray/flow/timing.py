@@ -30,7 +30,8 @@ class Occupancy:
 
     def idle_fraction(self, busy: frozenset[str], now_s: float) -> float:
         """Share of the time spent in activities other than `busy`, 0..1 (0 for a role without any time)."""
-        seconds = self.seconds(now_s)
-        total = sum(seconds.values())
-        working = sum(value for name, value in seconds.items() if name in busy)
+        present_s = now_s - self._since_s
+        total = sum(self._seconds.values()) + present_s
+        working = sum(self._seconds[name] for name in busy & self._seconds.keys())
+        working += present_s if self.activity in busy else 0.0
         return 1.0 - working / total if total > 0 else 0.0

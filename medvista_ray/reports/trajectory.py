@@ -1,7 +1,7 @@
 """The trajectory log: one JSON line per finished episode, its pictures beside it by content hash.
 
 Owns what a line holds, and `<folder>/images/<hash>.png`; the files of lines are `segments`'. Invariants: every episode
-has a line; a line is written with one unbuffered append, so that it can be read while the run goes on and a kill tears
+has a line; lines are written with unbuffered appends, so that they can be read while the run goes on and a kill tears
 the last one at the most; a picture is stored once; how many episodes of an arm and step have pictures is bounded
 (`PictureQuota`), so the log of a long run stays small.
 Written by the composition roots and the coordinator, read by `summary`, `html` and `medvista-ray episodes`.
@@ -15,7 +15,7 @@ import json
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -144,14 +144,24 @@ class TrajectoryLog:
 
     def append(self, episode: Episode, arm: str, step: int | None, keep_images: bool | None = None) -> EpisodeRecord:
         """Log one scored episode; `keep_images` overrides the quota. Returns what was written."""
+        return self.extend([episode], arm, step, keep_images)[0]
+
+    def extend(
+        self, episodes: Iterable[Episode], arm: str, step: int | None, keep_images: bool | None = None
+    ) -> list[EpisodeRecord]:
+        """Log scored episodes with one append; see `append`. Returns what was written."""
         with self._lock:
-            keep = self._quota.take(episode, arm, step) if keep_images is None else keep_images
-            keys = tuple(self._key(place, image) for place, image in enumerate(episode.images))
-            record = _record(episode, arm, step, keys, keep, self._versions(episode))
-            if keep:
-                self._store(dict(zip(keys, episode.images, strict=True)))
-            self._file.write(_line(record.model_dump(mode="python")) + b"\n")
-            return record
+            records = [self._prepare(episode, arm, step, keep_images) for episode in episodes]
+            self._file.write(b"".join(_line(record.model_dump(mode="python")) + b"\n" for record in records))
+            return records
+
+    def _prepare(self, episode: Episode, arm: str, step: int | None, keep_images: bool | None) -> EpisodeRecord:
+        """What is to be written; its pictures are stored already, so that no line names one that is not there."""
+        keep = self._quota.take(episode, arm, step) if keep_images is None else keep_images
+        keys = tuple(self._key(place, image) for place, image in enumerate(episode.images))
+        if keep:
+            self._store(dict(zip(keys, episode.images, strict=True)))
+        return _record(episode, arm, step, keys, keep, self._versions(episode))
 
     def _key(self, place: int, pixels: NDArray[np.uint8]) -> str:
         """`picture_key`, taken once of a question's pictures, which the episodes of a group share."""

@@ -58,17 +58,17 @@ def test_the_learner_trains_publishes_and_restores(tmp_path: Path) -> None:
     assert differs(base, cold_started)
 
     groups = [random_group(policy, i) for i in range(2)]
-    metrics = ray.get(learner.train.remote(groups), timeout=120)
+    metrics = ray.get(learner.train.remote(*groups), timeout=120)
     assert undeclared(learner_metrics(metrics)) == []
     trained = published(learner, 2)
     assert differs(cold_started, trained)
 
     ray.get(learner.save.remote(str(tmp_path / "step-000001"), {"sampler": 3}), timeout=60)
-    ray.get(learner.train.remote(groups), timeout=120)
+    ray.get(learner.train.remote(*groups), timeout=120)
     after_second = published(learner, 3)
     assert ray.get(learner.load.remote(str(tmp_path / "step-000001")), timeout=60) == {"sampler": 3}
     assert not differs(trained, published(learner, 4)), "the checkpoint's weights are back"
-    ray.get(learner.train.remote(groups), timeout=120)
+    ray.get(learner.train.remote(*groups), timeout=120)
     assert not differs(after_second, published(learner, 5)), "the same step again gives the same weights"
 
     manifest = Manifest.from_json(ray.get(learner.publish.remote(6)))

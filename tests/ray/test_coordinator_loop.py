@@ -11,13 +11,15 @@ from typing import Any
 
 import pytest
 import ray
+from ray.exceptions import ObjectLostError
 
 from medvista_ray.config import TrainConfig
 from medvista_ray.errors import NotReadyError
 from medvista_ray.metrics import undeclared
 from medvista_ray.reports.trajectory import read_episodes
+from medvista_ray.types import Group
 from tests.scripted_actors import ScriptedGeneratorActor, ScriptedLearnerActor, TooBigActor
-from tests.scripted_flow import make_tasks
+from tests.scripted_flow import make_episode, make_tasks
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -143,3 +145,29 @@ def test_what_is_missing_is_named_when_an_actor_does_not_come_up() -> None:
         wait_ready({"learner": fits, "generator-9": too_big}, timeout_s=1.0)
     for actor in (fits, too_big):
         ray.kill(actor)
+
+
+def is_lost_within(seconds: float, ref: Any, asked: Any) -> bool:
+    until_s = time.monotonic() + seconds
+    while time.monotonic() < until_s:
+        try:
+            ray.get(asked.__ray_call__.remote(lambda *_: time.sleep(0.1), ref), timeout=20)
+        except ObjectLostError:
+            return True
+    return False
+
+
+def test_groups_whose_stored_copies_are_lost_are_sent_again() -> None:
+    from actors.handles import RayLearner
+
+    (task,) = make_tasks(1)
+    groups = [Group(id=i, episodes=[make_episode(task, [1], 0.5)], version_admitted=1) for i in range(3)]
+    learner: Any = ScriptedLearnerActor.remote(0.0)
+    owner: Any = ScriptedLearnerActor.remote(0.0)
+    (lost,) = ray.get(owner.__ray_call__.remote(lambda _, group: [ray.put(group)], groups[1]), timeout=20)
+    ray.kill(owner)  # what it stored goes with it, within a second
+    assert is_lost_within(20.0, lost, learner)
+    groups[0].stored, groups[1].stored = ray.put(groups[0]), lost
+    assert asyncio.run(RayLearner(learner).train(groups)) == {"loss": 0.1}
+    assert ray.get(learner.trained.remote(), timeout=20) == [0, 1, 2], "each of them once"
+    ray.kill(learner)

@@ -107,9 +107,9 @@ def test_two_processes_train_publish_and_restore_as_one_does(supervisor: Supervi
     (tmp_path / "step-000000").mkdir()
     (tmp_path / "step-000000" / "extra.json").write_text("{}")
     metrics = answer(learner.sft.remote(expert_episodes(policy)))
-    metrics.append(answer(learner.train.remote(first)))
+    metrics.append(answer(learner.train.remote(*first)))
     answer(learner.save.remote(str(tmp_path / "step-000001"), {"sampler": 3}))
-    metrics.append(answer(learner.train.remote(second)))
+    metrics.append(answer(learner.train.remote(*second)))
     trained = published(learner, 1)
 
     wanted, weights = single(folder)
@@ -134,7 +134,7 @@ def test_a_peer_that_dies_is_named_and_nobody_waits_for_it(supervisor: Superviso
     groups = batches(load_policy(folder))[0]
     pid = answer(ray.get_actor("learner-1").ready.remote())["pid"]
     os.kill(pid, signal.SIGSTOP)  # so that the front waits for it in a collective
-    call = learner.train.remote(groups)
+    call = learner.train.remote(*groups)
     assert ray.wait([call], timeout=3.0)[0] == []
     os.kill(pid, signal.SIGKILL)
     message = r"process 1 of the learner's 2 is gone in train"

@@ -354,7 +354,7 @@ def test_every_group_is_reported_once_with_its_outcome() -> None:
         ]
         loop = TrainingLoop(
             SETTINGS, make_tasks(9), generators, ScriptedLearner(0.001),
-            on_group=lambda group, outcome, step: outcomes.append((group.id, outcome)),
+            on_groups=lambda groups, outcome, step: outcomes.extend((group.id, outcome) for group in groups),
         )  # fmt: skip
         await loop.run(5)
         return loop

@@ -34,6 +34,18 @@ def test_an_episode_reads_back_as_it_was(tmp_path: Path) -> None:
     assert (record.num_attempts, record.num_calls) == (2, 1)
 
 
+def test_episodes_that_are_logged_together_are_logged_as_one_by_one(tmp_path: Path) -> None:
+    episodes = [make_episode(make_task(i), [phantom(i), phantom(1)], version=i) for i in range(3)]
+    with TrajectoryLog(tmp_path / "together") as together, TrajectoryLog(tmp_path / "single") as single:
+        written = together.extend(iter(episodes), "train", 2)
+        assert written == [single.append(episode, "train", 2) for episode in episodes]
+        assert together.extend([], "train", 2) == []
+    assert list(read_episodes(tmp_path / "together")) == list(read_episodes(tmp_path / "single"))
+    lines = [(tmp_path / name / trajectory.LOG_NAME).read_bytes() for name in ("together", "single")]
+    assert lines[0] == lines[1]
+    assert lines[0].count(b"\n") == 3
+
+
 def test_pictures_are_lossless_and_stored_once(tmp_path: Path) -> None:
     pictures = [phantom(0), phantom(1)]
     with TrajectoryLog(tmp_path) as log:
