@@ -53,9 +53,12 @@ def attend(
     """
     episode = _episode if query.device.type == "cpu" else _episode_fused
     longest = max(packing.lengths)
-    mask = query.new_full((longest, longest), float("-inf")).triu(1)
-    queries = query[0].transpose(0, 1).split(packing.num_new)
-    keys, values = (x[0].transpose(0, 1).index_select(0, packing.path).split(packing.lengths) for x in (key, value))
+    mask = value.new_full((longest, longest), float("-inf")).triu(1)
+    # Rotary positions leave fp32 under autocast. Converted here at once, not once per episode; keys after they are laid out,
+    # so that the gradients of a history that episodes share are still added up in fp32.
+    queries = query[0].transpose(0, 1).to(value.dtype).split(packing.num_new)
+    laid_out = (x[0].transpose(0, 1).index_select(0, packing.path) for x in (key, value))
+    keys, values = (x.to(value.dtype).split(packing.lengths) for x in laid_out)
     parts = [
         episode(new, own_keys, own_values, mask[len(own_keys) - len(new) : len(own_keys), : len(own_keys)], scaling)
         for new, own_keys, own_values in zip(queries, keys, values, strict=True)

@@ -73,3 +73,23 @@ def test_packed_attention_equals_causal_attention_of_each_episode_alone() -> Non
         scores.masked_fill_(~torch.ones(len(row), len(row), dtype=torch.bool).tril(), float("-inf"))
         want = (scores.softmax(-1) @ alone_value).transpose(0, 1)
         assert torch.allclose(got[0, places], want, atol=1e-6)
+
+
+def test_under_autocast_gradients_of_a_shared_history_are_added_up_in_fp32() -> None:
+    """As rotary positions leave it: query and key in fp32, value in bf16."""
+    rows = [keys(1, 2, 3, 4, 5, 6), *(keys(1, 2, 3, 7, 10 + i) for i in range(40))]
+    packing = pack(rows)
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, 2, len(packing.source), 8, generator=generator) for _ in range(3))
+    key.requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got, _ = attend(torch.nn.Identity(), query, key, value.bfloat16(), None, packing=packing, scaling=0.5)
+    assert got.dtype is torch.bfloat16
+    (gradient,) = torch.autograd.grad(got.float().square().sum(), key)
+    of_shared = gradient[0][:, packing.place[0, :3]]
+    assert not torch.equal(of_shared, of_shared.bfloat16().float()), "the sum has more digits than bf16"
+    exact = key.detach().bfloat16().double().requires_grad_()
+    wide_query, wide_value = query.bfloat16().double(), value.bfloat16().double()
+    plain, _ = attend(torch.nn.Identity(), wide_query, exact, wide_value, None, packing=packing, scaling=0.5)
+    (want,) = torch.autograd.grad(plain.square().sum(), exact)
+    assert (gradient - want).abs().max() < 0.01 * want.abs().max()
