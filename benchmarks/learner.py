@@ -191,7 +191,9 @@ class Bench:
 
     def rounds(self, num_repeats: int) -> dict[str, list[float]]:
         """Seconds of each arm in each round, after one round that is not counted."""
-        seconds: dict[str, list[float]] = {arm: [] for arm in (*REPLACED, "plain", "floor_eager", "floor_sdpa")}
+        # The step between the floors: a machine's speed may change during the minute that a round takes.
+        arms = ("floor_eager", "shared", "floor_sdpa", *(arm for arm in REPLACED if arm != "shared"), "plain")
+        seconds: dict[str, list[float]] = {arm: [] for arm in arms}
         for repeat in range(num_repeats + 1):
             for arm, taken in seconds.items():
                 start = self.clock()
