@@ -72,7 +72,7 @@ class ToolUse(Frozen):
 
 
 class RewardCurve(Frozen):
-    """Mean reward over the first and the last `window` steps."""
+    """Mean reward of the episodes of the first and the last `window` steps."""
 
     start: float
     end: float
@@ -221,13 +221,18 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def reward_curve(metrics: Sequence[Mapping[str, Any]]) -> RewardCurve | None:
-    """Mean reward at the start and the end of training; the window is a tenth of the steps. None without any."""
-    rewards = [float(step["reward_mean"]) for step in metrics if isinstance(step.get("reward_mean"), int | float)]
-    if not rewards:
+    """Mean reward of the episodes at the start and the end of training; the window is a tenth of the steps. None without any.
+
+    By episodes and not by steps: the last step may see only the few that admission still let in.
+    """
+    seen = [step for step in metrics if isinstance(step.get("reward_mean"), int | float)]
+    if not seen:
         return None
-    window = max(1, len(rewards) // 10)
-    start, end = float(np.mean(rewards[:window])), float(np.mean(rewards[-window:]))
-    return RewardCurve(start=start, end=end, window=window, num_steps=len(rewards))
+    window = max(1, len(seen) // 10)
+    rewards = np.array([float(step["reward_mean"]) for step in seen])
+    weights = np.array([float(step.get("num_episodes", 1.0)) for step in seen])
+    start, end = (float(np.average(rewards[part], weights=weights[part])) for part in (slice(window), slice(-window, None)))
+    return RewardCurve(start=start, end=end, window=window, num_steps=len(seen))
 
 
 def tool_use(records: Iterable[EpisodeRecord], names: Iterable[str]) -> dict[str, ToolUse]:

@@ -125,6 +125,13 @@ def test_reward_curve_averages_the_first_and_last_tenth() -> None:
     assert reward_curve([{"loss": 1.0}]) is None
 
 
+def test_a_step_counts_in_the_reward_curve_by_its_episodes() -> None:
+    steps = [{"reward_mean": 0.5, "num_episodes": 100.0}] * 19 + [{"reward_mean": 1.0, "num_episodes": 96.0}]
+    curve = reward_curve([*steps, {"reward_mean": 0.0, "num_episodes": 4.0}])
+    assert curve is not None
+    assert (curve.start, curve.end) == (0.5, pytest.approx(0.96))
+
+
 def test_peak_memory_sees_a_child_that_came_and_went() -> None:
     code = "import time; block = bytearray(150 * 2**20); time.sleep(1.0)"
     with PeakMemory(interval_s=0.05, max_share=1.0) as memory:
