@@ -41,7 +41,7 @@ WAITING = "waiting_for_groups"
 OnGroups = Callable[[Sequence[Group], str, int], None]
 """Called in a thread with finished groups, their outcome and the learner's step."""
 REPORTED_AT_ONCE = 16
-"""Groups per such call: a call costs as much as writing half a group does, and keeps the event loop from its work."""
+"""Groups per such call, at most: each call changes threads twice, and one for all would hold the log for seconds."""
 
 
 @dataclass(frozen=True)
