@@ -10,7 +10,7 @@ them new (the last ones).
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from medvista_ray.models.attention_blocks import blocks_of
 from medvista_ray.models.packing import Packing
 
 PACKED = "medvista_packed"
@@ -51,41 +52,57 @@ def attend(
 
     The mask given is not used: `packing` says it all. An episode's new tokens ask, all its tokens answer.
     """
-    episode = _episode if query.device.type == "cpu" else _episode_fused
-    longest = max(packing.lengths)
-    mask = value.new_full((longest, longest), float("-inf")).triu(1)
-    # Rotary positions leave fp32 under autocast. Converted here at once, not once per episode; keys after they are laid out,
-    # so that the gradients of a history that episodes share are still added up in fp32.
-    queries = query[0].transpose(0, 1).to(value.dtype).split(packing.num_new)
-    laid_out = (x[0].transpose(0, 1).index_select(0, packing.path) for x in (key, value))
-    keys, values = (x.to(value.dtype).split(packing.lengths) for x in laid_out)
-    parts = [
-        episode(new, own_keys, own_values, mask[len(own_keys) - len(new) : len(own_keys), : len(own_keys)], scaling)
-        for new, own_keys, own_values in zip(queries, keys, values, strict=True)
-        if len(new)
-    ]
-    return torch.cat(parts)[None], None
+    attended = _in_blocks if query.device.type == "cpu" else _one_by_one
+    return attended(query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1), packing, scaling)[None], None
 
 
-def _episode(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scaling: float) -> torch.Tensor:
-    """query [N, Q, D], key and value [L, K, D], mask [N, L] (0 or minus infinity) -> [N, Q, D].
+def _in_blocks(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing, scaling: float) -> torch.Tensor:
+    """query [T, Q, D], key and value [T, K, D] -> [T, Q, D].
 
     Matrix products by hand: on a CPU, at a few hundred tokens, the fused kernel takes two to five times as long.
     """
-    num_heads = key.shape[1]
-    repeats = query.shape[1] // num_heads
-    grouped = query.unflatten(1, (num_heads, repeats)).permute(1, 2, 0, 3).flatten(1, 2)
-    masks = mask.repeat(repeats, 1).expand(num_heads, -1, -1)
-    scores = torch.baddbmm(masks, grouped, key.permute(1, 2, 0), alpha=scaling)
-    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype)
-    outputs = torch.bmm(weights, value.transpose(0, 1))
-    return outputs.unflatten(1, (repeats, -1)).permute(2, 0, 1, 3).flatten(1, 2)
+    num_heads, width = query.shape[1:]
+    num_keys, dtype = key.shape[1], value.dtype
+    blocks = blocks_of(packing, num_heads, num_keys, dtype)
+    # Rotary positions leave fp32 under autocast. Keys are converted after they are laid out, so that the gradients of a
+    # history that episodes share are still added up in fp32.
+    queries = (query * scaling).to(dtype).reshape(-1, width)
+    asking = _laid_out(queries, blocks.queries)
+    keys, values = (_laid_out(x.reshape(-1, width), blocks.keys, dtype) for x in (key, value))
+    parts: list[torch.Tensor] = []
+    for own, own_keys, own_values, mask in zip(asking, keys, values, blocks.masks, strict=True):
+        scores = torch.baddbmm(mask, own, own_keys.transpose(1, 2))
+        weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(dtype)
+        parts.append(torch.bmm(weights, own_values).view(-1, width))
+    return torch.cat(parts).index_select(0, blocks.answers).view(query.shape)
 
 
-def _episode_fused(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scaling: float
-) -> torch.Tensor:
-    """The same through the fused kernel, which never holds the scores: for long episodes on an accelerator."""
+def _laid_out(rows: torch.Tensor, places: Sequence[torch.Tensor], dtype: torch.dtype | None = None) -> list[torch.Tensor]:
+    """Of `rows` [*, D] those at each of `places` [*, *], as [*, *, D] of `dtype`; one gather for all of them."""
+    taken = rows.index_select(0, torch.cat([index.flatten() for index in places])).to(dtype or rows.dtype)
+    parts = taken.split([index.numel() for index in places])
+    return [part.view(*index.shape, -1) for part, index in zip(parts, places, strict=True)]
+
+
+def _one_by_one(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing, scaling: float) -> torch.Tensor:
+    """The same, episode by episode."""
+    longest = max(packing.lengths)
+    mask = value.new_full((longest, longest), float("-inf")).triu(1)
+    queries = query.to(value.dtype).split(packing.num_new)
+    keys, values = (x.index_select(0, packing.path).to(value.dtype).split(packing.lengths) for x in (key, value))
+    parts = [
+        _fused(new, own_keys, own_values, mask[len(own_keys) - len(new) : len(own_keys), : len(own_keys)], scaling)
+        for new, own_keys, own_values in zip(queries, keys, values, strict=True)
+        if len(new)
+    ]
+    return torch.cat(parts)
+
+
+def _fused(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scaling: float) -> torch.Tensor:
+    """query [N, Q, D], key and value [L, K, D], mask [N, L] (0 or minus infinity) -> [N, Q, D].
+
+    Through the fused kernel, which never holds the scores: for long episodes on an accelerator.
+    """
     repeats = query.shape[1] // key.shape[1]
     keys, values = (x.repeat_interleave(repeats, dim=1).transpose(0, 1)[None] for x in (key, value))
     queries = query.transpose(0, 1)[None]

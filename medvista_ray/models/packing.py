@@ -24,9 +24,12 @@ Or for a picture's tokens a negative number that names the picture.
 """
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Packing:
-    """The layout of one micro-batch: the new tokens of the first episode, then those of the second, and so on."""
+    """The layout of one micro-batch: the new tokens of the first episode, then those of the second, and so on.
+
+    Equal to itself only, so that what is derived from it can be kept beside it.
+    """
 
     num_new: tuple[int, ...]
     """[B] tokens of each episode whose history no episode before it has."""

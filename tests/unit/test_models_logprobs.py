@@ -127,7 +127,7 @@ def test_the_fused_attention_for_accelerators_gives_the_same(
 ) -> None:
     batch = build_batch(episodes, policy)
     want = token_logprobs(policy, batch, TEMPERATURE, BANNED)
-    monkeypatch.setattr(attention, "_episode", attention._episode_fused)
+    monkeypatch.setattr(attention, "_in_blocks", attention._one_by_one)
     assert torch.allclose(token_logprobs(policy, batch, TEMPERATURE, BANNED), want, atol=1e-5)
 
 

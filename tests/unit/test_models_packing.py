@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from medvista_ray.models.attention import attend
+from medvista_ray.models.attention_blocks import PADDING_PER_PRODUCT, alike
 from medvista_ray.models.packing import families_of, pack
 
 
@@ -56,23 +57,64 @@ def test_every_place_maps_to_a_packed_token_of_the_same_value_and_position() -> 
     assert len(tokens) == 5 + 4 + 1 + 7 + 6
 
 
+def attended_alone(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """[length, heads, width] causal attention (scale 0.5) over one episode's packed tokens."""
+    own_query = query[0][:, places]
+    own_key, own_value = (x[0][:, places].repeat_interleave(2, dim=0) for x in (key, value))
+    scores = own_query @ own_key.transpose(1, 2) * 0.5
+    hidden = ~torch.ones(len(places), len(places), dtype=torch.bool).tril()
+    return (scores.masked_fill(hidden, float("-inf")).softmax(-1) @ own_value).transpose(0, 1)
+
+
+def random_heads(num_tokens: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Query with four heads, key and value with two."""
+    generator = torch.Generator().manual_seed(0)
+    return tuple(torch.randn(1, heads, num_tokens, 8, generator=generator).requires_grad_() for heads in (4, 2, 2))
+
+
 def test_packed_attention_equals_causal_attention_of_each_episode_alone() -> None:
     rows = [keys(1, 2, 3, 4, 5, 6), keys(1, 2, 3, 7), keys(1, 2, 3, 4, 9), keys(20, 21, 22), keys(1, 2, 3, 7), keys(1, 2, 8)]
     packing = pack(rows)
     assert packing.num_new == (6, 1, 1, 3, 0, 1)
-    generator = torch.Generator().manual_seed(0)
-    num_tokens = len(packing.source)
-    query = torch.randn(1, 4, num_tokens, 8, generator=generator)
-    key, value = (torch.randn(1, 2, num_tokens, 8, generator=generator) for _ in range(2))
+    query, key, value = random_heads(len(packing.source))
     got, _ = attend(torch.nn.Identity(), query, key, value, None, packing=packing, scaling=0.5)
     for index, row in enumerate(rows):
         places = packing.place[index, : len(row)]
-        alone_query = query[0][:, places]
-        alone_key, alone_value = (x[0][:, places].repeat_interleave(2, dim=0) for x in (key, value))
-        scores = alone_query @ alone_key.transpose(1, 2) * 0.5
-        scores.masked_fill_(~torch.ones(len(row), len(row), dtype=torch.bool).tril(), float("-inf"))
-        want = (scores.softmax(-1) @ alone_value).transpose(0, 1)
-        assert torch.allclose(got[0, places], want, atol=1e-6)
+        assert torch.allclose(got[0, places], attended_alone(query, key, value, places), atol=1e-6)
+
+
+def test_episodes_of_all_sizes_in_common_blocks_have_the_gradients_of_each_alone() -> None:
+    rng = np.random.default_rng(0)
+    heads = [rng.integers(1, 9, 90), rng.integers(1, 9, 7)]
+    tails = [(heads[i % 2], rng.integers(10 + i, 99, n)) for i, n in enumerate((3, 80, 1, 35, 0, 60, 61, 2, 0, 8, 8, 120))]
+    rows = [np.concatenate(parts).astype(np.int64) for parts in tails]
+    packing = pack(rows)
+    blocks = alike(packing.num_new, packing.lengths)
+    assert 1 < len(blocks) < sum(n > 0 for n in packing.num_new), "some episodes share a block, not all"
+    inputs = random_heads(len(packing.source))
+    got, _ = attend(torch.nn.Identity(), *inputs, None, packing=packing, scaling=0.5)
+    want = torch.zeros_like(got)
+    for index, row in enumerate(rows):
+        places = packing.place[index, : len(row)]
+        want[0] = want[0].index_copy(0, places, attended_alone(*inputs, places))
+    assert torch.allclose(got, want, atol=1e-6)
+    weight = torch.randn(got.shape, generator=torch.Generator().manual_seed(1))
+    ours, theirs = (torch.autograd.grad((x * weight).sum(), inputs, retain_graph=True) for x in (got, want))
+    for our, their in zip(ours, theirs, strict=True):
+        assert torch.allclose(our, their, atol=1e-5)
+
+
+def test_a_block_holds_episodes_of_like_size_and_every_one_with_new_tokens_once() -> None:
+    num_new, lengths = (464, 127, 0, 8, 128, 125, 8), (464, 464, 300, 464, 460, 463, 200)
+    blocks = alike(num_new, lengths)
+    assert sorted(index for block in blocks for index in block) == [0, 1, 3, 4, 5, 6]
+    assert [0] in blocks
+    assert [4, 1, 5] in blocks
+    for block in blocks:
+        assert num_new[block[0]] == max(num_new[index] for index in block)
+        padded = num_new[block[0]] * max(lengths[index] for index in block) * len(block)
+        real = sum(num_new[index] * lengths[index] for index in block)
+        assert padded - real <= PADDING_PER_PRODUCT * (len(block) - 1)
 
 
 def test_under_autocast_gradients_of_a_shared_history_are_added_up_in_fp32() -> None:
