@@ -2,11 +2,12 @@
 
     python benchmarks/learner.py --json learner.json [--num-groups 16] [--group-size 8] [--num-repeats 5] [--fp32]
 
-The episodes are of the built-in bench: the scripted expert plays every task `group-size` times with the real tools in this
-process. The policy is the shipped one. A round runs every arm once, in turn, so that a ratio compares neighbours in time;
-figures are medians over rounds. Nothing of the shipped code is switched off: the arms without sharing replace one function.
-The process has the environment of a run's learner, above all its allocator's: the arms without sharing free gigabytes, and
-with glibc's defaults the arms behind them would pay for new pages.
+The episodes are of the built-in bench: the scripted expert plays every task `group-size` times with the real tools in
+this process. The policy is the shipped one. A round runs every arm in turn, step and floors several times, so that a
+ratio compares neighbours in time; figures are medians over rounds. Nothing of the shipped code is switched off: the
+arms without sharing replace one function. The process has the environment of a run's learner, above all its
+allocator's: the arms without sharing free gigabytes, and with glibc's defaults the arms behind them would pay for new
+pages.
 """
 
 from __future__ import annotations

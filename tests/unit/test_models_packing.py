@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import numpy as np
 import torch
 
 from medvista_ray.models.attention import attend
-from medvista_ray.models.attention_blocks import PADDING_PER_PRODUCT, alike
+from medvista_ray.models.attention_blocks import PADDING_PER_PRODUCT, alike, blocks_of
 from medvista_ray.models.packing import families_of, pack
 
 
@@ -115,6 +118,17 @@ def test_a_block_holds_episodes_of_like_size_and_every_one_with_new_tokens_once(
         padded = num_new[block[0]] * max(lengths[index] for index in block) * len(block)
         real = sum(num_new[index] * lengths[index] for index in block)
         assert padded - real <= PADDING_PER_PRODUCT * (len(block) - 1)
+
+
+def test_blocks_are_made_once_per_packing_and_go_with_it() -> None:
+    packing = pack([keys(1, 2, 3), keys(1, 2, 4)])
+    blocks = blocks_of(packing, 4, 2, torch.float32)
+    assert blocks_of(packing, 4, 2, torch.float32) is blocks
+    assert blocks_of(packing, 4, 2, torch.bfloat16).masks[0].dtype is torch.bfloat16
+    gone = weakref.ref(blocks)
+    del packing, blocks
+    gc.collect()
+    assert gone() is None
 
 
 def test_under_autocast_gradients_of_a_shared_history_are_added_up_in_fp32() -> None:
